@@ -14,17 +14,17 @@ SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}
 
 
 def request(text="The parcel arrived late. The box was broken.", **changes):
-    """Return a small good request, changed."""
+    """Return a small valid request with changes."""
     return {"model": HAIKU, "max_tokens": 500, "messages": [{"role": "user", "content": text}], **changes}
 
 
 def form(schema=SENTIMENT):
-    """Return the `output_config` that asks for a schema."""
+    """Return the `output_config` that requests a schema."""
     return {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
 
 
 def cached(row, prefix=LONG, ttl="5m", **changes):
-    """Return a request with a prefix that is marked for the prompt cache."""
+    """Return a request with a prefix marked for the prompt cache."""
     block = {"type": "text", "text": prefix, "cache_control": {**EPHEMERAL, "ttl": ttl}}
     return request(row, system=[block], **changes)
 
@@ -35,5 +35,5 @@ def rows_of(*bodies, name=""):
 
 
 def batch_of(rows, **changes):
-    """Return the body of a batch of that many rows."""
+    """Return the body of a batch with that many rows."""
     return rows_of(*(request(f"row {n}", **changes) for n in range(rows)), name="row-")

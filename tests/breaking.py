@@ -1,4 +1,4 @@
-"""A proxy before a server that changes any call's answer, or breaks its connection."""
+"""A proxy in front of a server that changes the answer to any call or breaks its connection."""
 
 import json
 import socket
@@ -18,14 +18,14 @@ PATHS = {
 
 
 class Reset(bytes):
-    """What is sent before the connection is reset."""
+    """The bytes sent before the connection is reset."""
 
     __slots__ = ()
 
 
 @dataclass
 class Call:
-    """One call: its endpoint, the so-manieth to it, and its path; `ask` passes it on to the server."""
+    """One call: its endpoint, its number at that endpoint, and its path; `ask` forwards it to the server."""
 
     name: str
     number: int
@@ -41,12 +41,12 @@ class Call:
         return self.server(method, path or self.path, headers, body)
 
     def raw(self):
-        """Return the same as bytes."""
+        """Return the server's answer as bytes."""
         return http(*self.ask())
 
 
 def endpoint(method, target):
-    """Return the name of what is called."""
+    """Return the name of the endpoint."""
     path = target.partition("?")[0]
     if path.startswith("/v1/messages/batches/"):
         last = path.rpartition("/")[2]
@@ -68,7 +68,7 @@ def error(kind, message="Words of the API.", **details):
 
 class _Handler(canned._Handler):
     def _answer(self):
-        """Pass one call on, or change it; the client may be gone at any time."""
+        """Forward or change one call; the client may disconnect at any time."""
         body = self._body()
         self.server.seen.append((self.command, self.path, dict(self.headers), body))
         answer = self.server.handler(self.command, self.path, self.headers, body)
@@ -82,10 +82,10 @@ class _Handler(canned._Handler):
 
 
 class Breaker(canned.Canned):
-    """Passes calls on to `url`. `change(call)` gives another answer, or None.
+    """Forwards calls to `url`. `change(call)` returns another answer, or None.
 
-    An answer is ``(status, headers, content)``, or bytes that are sent as they are before the connection is
-    closed. `calls` counts them by endpoint; `struck` has those that were changed.
+    An answer is ``(status, headers, content)``, or raw bytes, after which the connection is closed. `calls`
+    counts the calls by endpoint; `struck` has the changed ones.
     """
 
     def __init__(self, url, change):

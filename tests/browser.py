@@ -1,6 +1,6 @@
-"""A notebook as a person sees it: JupyterLab in Chromium, on this machine only, in throw-away folders.
+"""A notebook as a person sees it: JupyterLab in Chromium, on this machine only, in temporary folders.
 
-Importing this module skips the tests of the importing module where there is no Chromium::
+Importing this module skips the tests of the importing module if there is no Chromium::
 
     with lab(tmp_path) as open_notebook:
         page = open_notebook(["import claudescale as cs; cs.models()"])
@@ -35,7 +35,7 @@ if CHROMIUM is None:
 
 MOST_SECONDS = 120
 _NO_KERNEL = "none-is-started"
-_BUSY = "Dataflow already running"  # Vega, of a slow page: what came too soon is drawn with what comes next
+_BUSY = "Dataflow already running"  # Vega on a slow page: what arrived too early comes with the next update
 _TRACKER = "@jupyterlab/notebook-extension/tracker"
 _LOOK = {"windowingMode": "none", "scrollPastEnd": False}  # cells out of sight are drawn too
 _SETTINGS = {
@@ -64,10 +64,10 @@ _ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap
 
 @contextmanager
 def lab(folder):
-    """Start one JupyterLab and one Chromium, give what opens notebooks in them, and end both.
+    """Start one JupyterLab and one Chromium, yield a function that opens notebooks in them, and end both.
 
-    What is given takes the code cells of a new notebook, or the path of a saved one, and returns its `Page`;
-    the kernel runs in `folder`. Without a `kernel` it is opened as by somebody who got the file: not trusted.
+    The function takes the code cells of a new notebook, or the path of a saved one, and returns its `Page`;
+    the kernel runs in `folder`. Without a `kernel` it opens untrusted, as for a person who received the file.
     """
     flags = [*_FLAGS, *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])]
     with _server(folder) as (home, url), sync_playwright() as playwright:
@@ -106,7 +106,7 @@ class Page:
         self.page.wait_for_function("() => window.ended")
 
     def output(self, cell):
-        """Return the Playwright locator of what a cell shows."""
+        """Return the Playwright locator of a cell's output."""
         return self.page.locator(".jp-Notebook .jp-Cell").nth(cell).locator(".jp-Cell-outputWrapper")
 
     def wait_for(self, cell, text):
@@ -114,12 +114,12 @@ class Page:
         self.output(cell).get_by_text(text).first.wait_for()
 
     def save(self):
-        """Save the notebook, and return its path."""
+        """Save the notebook and return its path."""
         self.page.wait_for_function(f"() => {_PANEL}.context.save().then(() => true)")
         return self.path
 
     def problems(self):
-        """Return what went wrong: errors of cells and scripts; requests to other machines."""
+        """Return the problems: errors of cells and scripts, and requests to other machines."""
         return self._problems + self.page.evaluate(_ERRORS)
 
     def _is_here(self, url):
@@ -140,7 +140,7 @@ class Page:
 
 
 def _notebook(source, folder, *, kernel):
-    """Write the notebook to open, and return its path."""
+    """Write the notebook to open and return its path."""
     if isinstance(source, Path):
         notebook = nbformat.read(source, as_version=4)
     else:
@@ -153,7 +153,7 @@ def _notebook(source, folder, *, kernel):
 
 
 def _set(home, theme, *, kernel):
-    """Write down what the next page is to look like: JupyterLab reads its settings whenever it is loaded."""
+    """Write the settings of the next page: JupyterLab reads them on every page load."""
     settings = _SETTINGS | {
         "@jupyterlab/apputils-extension/themes": {"theme": f"JupyterLab {theme.title()}"},
         _TRACKER: _LOOK | {"autoStartDefaultKernel": kernel},
@@ -166,7 +166,7 @@ def _set(home, theme, *, kernel):
 
 @contextmanager
 def _server(folder):
-    """Serve a folder; give JupyterLab's own home, and the address that opens a notebook."""
+    """Serve a folder; yield JupyterLab's own home and the address that opens a notebook."""
     home = folder / "home"
     home.mkdir()
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON"))}

@@ -1,4 +1,4 @@
-"""A server on this machine that gives canned answers, over plain sockets: no code of ours is in it."""
+"""A server on this machine that sends canned answers over plain sockets, without any of our code."""
 
 import http.client
 import http.server
@@ -30,7 +30,7 @@ def message(text="ok", **changes):
 
 
 def error(kind, words, **details):
-    """Return an error's body."""
+    """Return the body of an error."""
     told = {"type": kind, "message": words} | ({"details": details} if details else {})
     return {"type": "error", "error": told, "request_id": "req_1"}
 
@@ -53,7 +53,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in ({"content-type": "application/json"} | headers).items():
             self.send_header(name, value)
-        self.close_connection = "connection" in headers  # then it ends without having told its length
+        self.close_connection = "connection" in headers  # then it ends without having declared its length
         if not self.close_connection:
             self.send_header("content-length", str(len(content)))
         self.end_headers()
@@ -76,7 +76,7 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads, request_queue_size = True, 512
 
     def handle_error(self, *_):
-        pass  # of connections that the other side has closed
+        pass  # from connections that the other side has closed
 
 
 class Canned:
@@ -99,13 +99,13 @@ class Canned:
         self._server.server_close()
 
     def bodies(self, path="/v1/messages"):
-        """Return the bodies that were posted to a path."""
+        """Return the bodies posted to a path."""
         return [body for method, target, _, body in self.seen if (method, target) == ("POST", path)]
 
 
 @contextmanager
 def served(script, *, path=""):
-    """Lend a client whose calls `script(path, body, number)` answers; what is not posted is not found."""
+    """Yield a client whose calls `script(path, body, number)` answers; anything but a POST gets a 404."""
 
     def handler(method, target, _headers, body):
         if method != "POST":
@@ -137,7 +137,7 @@ def passed_on(url):
 
 
 class BatchApi:
-    """A handler that takes batches, and gives ``answer(params) -> result`` for each of their rows."""
+    """A handler that accepts batches and takes each row's result from ``answer(params) -> result``."""
 
     def __init__(self, answer):
         self._answer, self._made = answer, {}

@@ -1,4 +1,4 @@
-"""The driver of a run on a cluster of its own, to be interrupted: the API's address, the ledger, the rows."""
+"""The driver of a run on its own cluster, to be interrupted; takes the API's address, ledger and rows."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ import claudescale as cs
 
 
 def main(url, ledger, rows):
-    """Run the plan; an interrupt ends it as it ends any run."""
+    """Run the plan; an interrupt ends it like any run."""
     from distributed import Client  # noqa: PLC0415 - a worker that is spawned from here need not
 
     client = cs.connect(base_url=url, api_key="simulated")

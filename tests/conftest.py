@@ -1,4 +1,4 @@
-"""For every test and every notebook: no key, no network beyond this machine, no deadline per example."""
+"""Settings for every test and notebook: no key, no network beyond this machine, no deadline per example."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 for name in [name for name in os.environ if name.startswith("ANTHROPIC_")]:
     del os.environ[name]  # the kernels of notebooks inherit this: nothing here can spend money
 
-# Speed is a benchmark's matter. What lands is judged by the same examples each time; `random` finds new ones.
+# Speed is left to benchmarks. CI runs the same examples each time; `random` finds new ones.
 settings.register_profile("claudescale", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "claudescale"))
@@ -36,7 +36,7 @@ def _offline(host: Any) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_network() -> Any:
-    """Let no test of this process connect to another machine, or look one up."""
+    """Prevent this process from connecting to another machine or resolving its name."""
     connect, look_up = socket.socket.connect, socket.getaddrinfo
 
     def connect_here(self: socket.socket, address: Any) -> None:
@@ -56,18 +56,18 @@ def _no_network() -> Any:
 
 @pytest.fixture(autouse=True)
 def _nothing_connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test be answered by what another one has connected to."""
+    """Disconnect the client that another test connected."""
     monkeypatch.setattr(client, "_connected", [])
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a test keeps its ledger."""
+    """Return the path of a test's ledger."""
     return tmp_path / "a.ledger"
 
 
 @pytest.fixture(params=["file", "memory"])
 def anywhere(request: pytest.FixtureRequest, path: Path) -> Iterator[Store]:
-    """Open a ledger in a file, and one in memory."""
+    """Open one ledger in a file and one in memory."""
     with closing(Store(path if request.param == "file" else None)) as store:
         yield store

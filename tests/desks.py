@@ -1,4 +1,4 @@
-"""A simulated API without a server: a desk in virtual time, and batches worked off at once."""
+"""A simulated API without a server: a desk in virtual time, and batches processed at once."""
 
 import json
 from dataclasses import fields, replace
@@ -10,13 +10,13 @@ HEADERS = {"authorization": "Bearer simulated", "anthropic-version": "2026-10-21
 
 
 def desk(tier=(1e9, 1e12, 1e12), *, now=NOW, **options):
-    """Return a desk, of an account without limits if no other is asked for."""
+    """Return a desk, by default of an account without limits."""
     own = {field.name: options.pop(field.name) for field in fields(Options) if field.name in options}
     return Desk(Options(tier=tier, limits=options, **own), now)
 
 
 def admitted(at, body, now=NOW, headers=HEADERS):
-    """Return what the desk decides about a call."""
+    """Return the desk's decision about a call."""
     return at.admit(now, body if isinstance(body, bytes) else json.dumps(body).encode(), headers)
 
 
@@ -28,7 +28,7 @@ def answered(at, body, now=NOW, headers=HEADERS):
 
 
 def message_of(body, at=None, now=NOW):
-    """Return the message that answers a good request."""
+    """Return the message that answers a valid request."""
     status, _, message = answered(at or desk(), body, now)
     assert status == 200, message
     return message
@@ -53,7 +53,7 @@ def made(batches, body, now=NOW, betas=""):
 
 
 def worked(batches, body, now=NOW, seconds=600, betas=""):
-    """Create a batch, work it off, and return the result of each row by its id."""
+    """Create a batch, process it, and return the result of each row by its id."""
     batch = made(batches, body, now, betas)
     list(batches.work(now + seconds))
     lines = map(json.loads, batches.results(now + seconds, batch)[0])
@@ -61,7 +61,7 @@ def worked(batches, body, now=NOW, seconds=600, betas=""):
 
 
 def kinds(results):
-    """Return the kind of each result, or of its error."""
+    """Return the kind of each result or of its error."""
     return {
         name: result["error"]["error"]["type"] if result["type"] == "errored" else result["type"]
         for name, result in results.items()

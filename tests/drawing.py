@@ -1,4 +1,4 @@
-"""What the tests of charts, cards and widgets share."""
+"""Helpers shared by the tests of charts, cards and widgets."""
 
 import json
 import re
@@ -16,9 +16,9 @@ UNREADABLE = re.compile(r"\de[+-]?\d|NaN|null|undefined|\N{HORIZONTAL ELLIPSIS}"
 
 
 def check_drawn_whole(drawing):
-    """Fail where a picture does not fit the page, has a label nobody can read, or black, which dark hides.
+    """Fail if a picture overflows the page, has an unreadable label, or uses black, invisible on a dark page.
 
-    It is drawn by Vega-Lite as old as JupyterLab's.
+    Vega-Lite draws it in the same version as JupyterLab's.
     """
     drawn = vl_convert.vegalite_to_svg(drawing | {"background": "white"}, vl_version="5.8")
     assert 300 < float(re.search(r'width="([\d.]+)"', drawn)[1]) <= 640
@@ -35,12 +35,12 @@ def rows_of(chart, *names):
 
 
 def words_of(chart):
-    """Return the words that a chart writes as they are: the labels of its lines."""
+    """Return the literal texts of a chart: the labels of its lines."""
     return re.findall(r'"text": "([^"]*)"', json.dumps(chart.to_dict(), ensure_ascii=False))
 
 
 def under_way(*, state="running", minutes=0.0, in_flight=None, job=(), **counts):
-    """Return a run as it looks with these counts, and with what its job knows; nothing is sent."""
+    """Return a run in progress with these counts and job fields; nothing is sent."""
     run, meter = Run.__new__(Run), Meter()
     vars(meter).update(counts)
     pacer = in_flight and types.SimpleNamespace(in_flight=in_flight[0], window=in_flight[1])

@@ -1,4 +1,4 @@
-"""A live engine in virtual time: the real pacer, and the simulator's desk or a script as its network."""
+"""A live engine in virtual time: the real pacer, with the simulator's desk or a script as its network."""
 
 import asyncio
 import json
@@ -63,7 +63,7 @@ def worst_dollars(content=None):
 
 
 def a_job(send, clock, record, *, max_tokens=MAX_TOKENS, budget_dollars=None, reused=0):
-    """Return a job whose calls go to `send` and whose records to `record`; it has no rows and no ledger."""
+    """Return a job that sends calls by `send` and records them by `record`, without rows or a ledger."""
     frame = pl.DataFrame({"text": [""]})
     plan = cs.plan(frame, "{text}", model=MODEL, max_tokens=max_tokens, budget=budget_dollars)
     job = Job(plan, SimpleNamespace(middleware=()), None)
@@ -75,7 +75,7 @@ def a_job(send, clock, record, *, max_tokens=MAX_TOKENS, budget_dollars=None, re
 
 
 def taken_for_real(monkeypatch):
-    """Let a simulator be taken for the API by what sends to it."""
+    """Make the sending code take a simulator for the API."""
     real = Wire.api
 
     async def api(self):
@@ -106,7 +106,7 @@ class DeskSend:
 
 
 class Call(NamedTuple):
-    """One call: the body, the number of this call and of this try of its row, and virtual seconds so far."""
+    """One call: body, number of this call, number of this try of its row, and virtual seconds so far."""
 
     body: bytes
     number: int
@@ -115,7 +115,7 @@ class Call(NamedTuple):
 
 
 class ScriptSend:
-    """Answers each `Call` as a function of it says, after some seconds; where that is None it hangs."""
+    """Answers each `Call` by a function of it after some seconds; if that returns None, the call hangs."""
 
     def __init__(self, script, seconds=1.0):
         self.script, self.seconds = script, seconds
@@ -134,7 +134,7 @@ class ScriptSend:
 
 
 class Engine:
-    """A `Live` whose records are a list; `rows_given` counts what was pulled out of its rows."""
+    """A `Live` whose records are a list; `rows_given` counts the rows pulled so far."""
 
     def __init__(self, send, clock, *, concurrency=None, warm=False, **options):
         self.send, self.clock = send, clock
@@ -155,7 +155,7 @@ class Engine:
             yield row
 
     async def answer(self, some):
-        """Answer the rows; whatever happens, the pacer has nothing under way and no task is left after it."""
+        """Answer the rows; afterwards the pacer has nothing in flight and no task is left."""
         before = asyncio.all_tasks()
         try:
             await self.live.answer(self._pulled(some) if hasattr(some, "__iter__") else some)
@@ -168,17 +168,17 @@ class Engine:
 
     @property
     def dollars(self):
-        """Sum of the attempts."""
+        """Sum of the attempts' dollars."""
         return sum(attempt.dollars for attempt in self.attempts)
 
     @property
     def errors(self):
-        """How many attempts had which error."""
+        """Number of attempts by error."""
         return dict(Counter(attempt.error for attempt in self.attempts))
 
     @property
     def stopped_by(self):
-        """The error that ended the run, if one did."""
+        """The error that ended the run, or None."""
         return self.live.stopped_by and self.live.stopped_by.error
 
     @property
@@ -208,6 +208,6 @@ def through_desk(count, options=None, *, some=None, **desk):
 def through_script(script, count=10, *, seconds=1.0, **options):
     """Return the engine after it answered that many rows, or `some`, by a script.
 
-    `before` is called with the engine before the first call.
+    `before` receives the engine before the first call.
     """
     return _through(lambda _: ScriptSend(script, seconds), count, **options)

@@ -40,7 +40,7 @@ def attempt(number, **changes):
 
 
 def expected(attempts, run):
-    """Return the frame that a ledger gives for attempts of a run."""
+    """Return the frame that a ledger gives for the attempts of a run."""
     rows = [each._replace(run=run, sent_at=datetime.fromtimestamp(each.sent_at, UTC)) for each in attempts]
     return pl.DataFrame(rows, schema=ATTEMPTS, orient="row")
 
@@ -51,7 +51,7 @@ def records(attempts, *, final=True):
 
 
 def batch(number=0, **changes):
-    """Return a batch that is meant to be sent."""
+    """Return a batch that is about to be sent."""
     plain = Batch(
         f"{number:012x}", "https://api.anthropic.com", "claude-haiku-5-5", 3, 1_764_000_000.25 + number
     )
@@ -59,7 +59,7 @@ def batch(number=0, **changes):
 
 
 def sent(number=0, **changes):
-    """Return a batch that the API has."""
+    """Return a batch that the API has accepted."""
     return batch(number, state="in_progress", batch_id=f"msgbatch_{number}", created_at=1.5)._replace(
         **changes
     )
@@ -83,7 +83,7 @@ def start(code, *arguments):
 
 
 def output(code, *arguments):
-    """Return the words that Python prints for `code`, once it has ended well."""
+    """Return what Python prints for `code` after it has exited normally."""
     process = start(code, *arguments)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
@@ -91,7 +91,7 @@ def output(code, *arguments):
 
 
 def together(processes):
-    """Let processes that print "ready" and wait for a line go on at the same moment."""
+    """Release processes that print "ready" and wait for a line at the same moment."""
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:

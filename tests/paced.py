@@ -1,4 +1,4 @@
-"""A pacer at work in virtual time against the simulator's own token buckets: what a study of pacing needs."""
+"""A pacer in virtual time against the simulator's own token buckets, for studies of pacing."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ WAY_SECONDS = 0.01
 
 
 class Call(NamedTuple):
-    """One row: what was estimated of it, and what it really takes."""
+    """One row: its estimates and its actual figures."""
 
     estimate: float
     input_tokens: float
@@ -23,7 +23,7 @@ class Call(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a study."""
+    """The outcome of a study."""
 
     seconds: float
     bound_seconds: float
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 
 class Api:
-    """The API's side: the simulator's buckets, latencies by length, a way there and back."""
+    """The API's side: the simulator's buckets, latencies by length, and network delay each way."""
 
     def __init__(self, limits, bucket_seconds, seed):
         self.loop = asyncio.get_running_loop()
@@ -47,14 +47,14 @@ class Api:
         self.arrivals = []
 
     def admit(self, input_tokens):
-        """Whether a call that arrives now may go."""
+        """Whether a call that arrives now is admitted."""
         if not self.buckets.admit(self.loop.time(), input_tokens=input_tokens):
             return False
         self.arrivals.append((self.loop.time(), input_tokens))
         return True
 
     def write(self, output_tokens):
-        """Seconds that a reply takes: a while, then a constant speed."""
+        """Seconds that a reply takes: an initial delay, then constant speed."""
         begin = self.loop.time() + 0.6 * self.random.lognormvariate(0, 0.2)
         end = begin + output_tokens / 120 * self.random.lognormvariate(0, 0.2)
         self.buckets.produce(end, output_tokens, begin=begin)
@@ -73,17 +73,17 @@ class Api:
         return 200, headers
 
     async def other_user(self, per_second, input_tokens, output_tokens):
-        """Somebody else on the same account, at random moments, who takes no for an answer."""
+        """Another user of the account, who calls at random moments and ignores refusals."""
         while True:
             await asyncio.sleep(self.random.expovariate(per_second))
             if self.admit(input_tokens):
                 self.write(output_tokens)
 
 
-async def study(  # noqa: C901  # one loop, told as it happens
+async def study(  # noqa: C901  # one loop, told in order of events
     limits, calls, *, bucket_seconds=60.0, other_share=0.0, seed=0, table=None, **options
 ):
-    """Run `calls` through a pacer; `table` is what it is told of the limits, if not the truth."""
+    """Run `calls` through a pacer; `table` is the limits it is given, if not the true ones."""
     loop = asyncio.get_running_loop()
     api = Api(limits, bucket_seconds, seed)
     pacer = Pacer(table or limits, clock=Clock(1.0, 0.0, loop.time), **{"output_tokens": 300.0, **options})
@@ -136,9 +136,9 @@ async def study(  # noqa: C901  # one loop, told as it happens
 
 
 def workload(limits, binding, minutes, seed):
-    """Rows of mixed sizes that take `minutes`, in which `binding` is the limit that binds.
+    """Rows of mixed sizes that take `minutes`, limited by `binding`.
 
-    Input is estimated with an error of ten percent either way, after a constant one of fifteen.
+    Input is estimated with a random error of ten percent either way and a constant one of fifteen.
     """
     rng = random.Random(seed)
     requests, input_tokens, output_tokens = limits.per_minute
@@ -156,7 +156,7 @@ def workload(limits, binding, minutes, seed):
 
 
 def table(requests, input_tokens, output_tokens):
-    """Limits by hand."""
+    """User-defined limits."""
     return Limits(
         requests_per_minute=requests,
         input_tokens_per_minute=input_tokens,

@@ -1,4 +1,4 @@
-"""Even or odd: rows whose answer is known, and simulated models that err on every n-th number."""
+"""Even or odd: rows with known answers, and simulated models that err on every n-th number."""
 
 import polars as pl
 import pytest
@@ -17,7 +17,7 @@ def number_of(body):
 
 
 def numbers(rows):
-    """Return numbers with their parity, written as people do."""
+    """Return numbers with their parity, in people's spellings."""
     truth = ["EVEN " if number % 2 == 0 else " Odd" for number in range(rows)]
     return pl.DataFrame({"number": range(rows), "truth": truth})
 
@@ -42,12 +42,12 @@ def parity_plan(rows=200, **options):
 
 
 def done(thing, client, ledger=None):
-    """Return a trial, or the run of a cascade, that has ended."""
+    """Return a finished trial, or the finished run of a cascade."""
     return cs.wait(thing.run(client, ledger=ledger, progress=False))
 
 
 def api_of(answer):
-    """Return a fixture: a fresh simulator that answers so."""
+    """Return a fixture: a fresh simulator with these replies."""
 
     @pytest.fixture
     def api():

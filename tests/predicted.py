@@ -1,7 +1,7 @@
-"""Predictions held against what then happens: a plan after a pilot, and the whole run, in virtual time.
+"""Predictions compared with outcomes: a plan after a pilot, and the whole run, in virtual time.
 
-The real engine, pacer and ledger, with the simulator's desk in the place of the network: minutes are exact,
-whatever else the machine does.
+The real engine, pacer and ledger run with the simulator's desk in place of the network. Minutes are exact
+even on a busy machine.
 """
 
 import itertools
@@ -31,7 +31,7 @@ HAIKU, SONNET, OPUS = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"
 
 
 def words(draws, count):
-    """Return sentences of so many words in all."""
+    """Return sentences with that many words in total."""
     sentences = []
     while count > 0:
         length = min(count, draws.randrange(4, 14))
@@ -54,12 +54,12 @@ def limits(requests=60_000, input_tokens=1e8, output_tokens=1e8):
 
 
 def _echo(body, _seed):
-    """Answer with the whole prompt: replies as long as texts, as of a translation."""
+    """Answer with the whole prompt: replies as long as the texts, as in a translation."""
     return body["messages"][-1]["content"]
 
 
 def _long_tailed(body, seed):
-    """Answer most briefly and few at great length: lognormal, one of a hundred ten times its median."""
+    """Answer briefly, and rarely at length: lognormal, one in a hundred ten times the median."""
     draws = random.Random(zlib.crc32(body["messages"][-1]["content"].encode(), seed))
     return words(draws, int(40 * draws.lognormvariate(0, 1.0)))
 
@@ -103,7 +103,7 @@ CASES = {
 
 
 def case(name, rows=None, seed=1):
-    """Return a plan of so many rows and the API it meets."""
+    """Return a plan with that many rows and the API it meets."""
     options, api = CASES[name]
     given = {"prompt": "Name the complaint: {text}", "model": HAIKU, "max_tokens": 600} | options
     docs = lessons.docstrings().rename({"text": "doc"})
@@ -112,7 +112,7 @@ def case(name, rows=None, seed=1):
 
 
 class Past(NamedTuple):
-    """What a run leaves behind for `Plan.calibrate`, and what it took."""
+    """The records of a run for `Plan.calibrate`, and its totals."""
 
     plan: cs.Plan
     keys: pl.Series
@@ -124,16 +124,16 @@ class Past(NamedTuple):
 
     @property
     def job(self):
-        """What the engine of a run knows."""
+        """The facts that the engine of a run knows."""
         return SimpleNamespace(work=self, replies=lambda: self.replied)
 
     @property
     def dollars(self):
-        """What was paid."""
+        """The dollars paid."""
         return float(self.attempts["dollars"].sum())
 
     def pilot(self, rows, seed):
-        """Return what a pilot of some of the rows would have left behind: nothing is sent for it."""
+        """Return the records that a pilot of some of the rows would have left; nothing is sent for it."""
         keys = self.keys.sample(min(rows, self.keys.len()), seed=seed).drop_nulls().unique().implode()
         frames = [
             frame.filter(pl.col("key").is_in(keys)) for frame in (self.requests, self.replied, self.attempts)
@@ -141,7 +141,7 @@ class Past(NamedTuple):
         return Past(self.plan, self.keys, *frames, self.limits, self.minutes)
 
     def foretold(self, pilot):
-        """Return what the plan says after a pilot, as parts of what this whole run took."""
+        """Return a plan's predictions after a pilot, as fractions of this whole run's figures."""
         live = estimates.option(self.plan.calibrate(pilot).options, "live")
         took = {"dollars": self.dollars, "minutes": self.minutes}
         names = ("dollars", "dollars_p90", "minutes", "minutes_p90")
@@ -149,7 +149,7 @@ class Past(NamedTuple):
 
 
 def ran(plan, **api: Any):
-    """Return what a live run of a plan leaves behind."""
+    """Return the records of a live run of a plan."""
     if written := api.pop("replies", None):
         api["replies"] = lambda body: written(body, api.get("seed", 0))
     compiled = plan.compiled
@@ -184,9 +184,9 @@ def ran(plan, **api: Any):
 
 
 def resampled(name, *, worlds, pilots, sizes=(20, 50), rows=None):
-    """Return what pilots of so many rows predict, as parts of what their run took.
+    """Return the predictions of pilots with that many rows, as fractions of their run's figures.
 
-    Each world is a run of all rows with replies and latencies of its own; a pilot is some rows of it.
+    Each world is a run of all rows with its own replies and latencies; a pilot is some of its rows.
     """
     predictions = []
     for world in range(worlds):
@@ -199,7 +199,7 @@ def resampled(name, *, worlds, pilots, sizes=(20, 50), rows=None):
 
 
 def kept(predictions):
-    """Return for each size of a pilot how often the 90th percentiles hold, and how far off figures are."""
+    """Return for each pilot size how often the 90th percentiles hold, and how far off the figures are."""
     return predictions.group_by("pilot_rows", maintain_order=True).agg(
         column.alias(f"{figure}_{what}")
         for figure in ("dollars", "minutes")

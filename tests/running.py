@@ -1,4 +1,4 @@
-"""What the tests of runs share: a generous simulator, a small frame, and a plan over it."""
+"""Helpers shared by the tests of runs: a generous simulator, a small frame, and a plan over it."""
 
 import asyncio
 import os
@@ -34,13 +34,13 @@ def a_plan(frame, prompt="Name the complaint: {text}", **options):
 
 
 def finished(plan, client, *, ledger=None):
-    """Return the finished run of a plan, without a bar."""
+    """Return the finished run of a plan, without a progress bar."""
     return cs.wait(plan.run(client, ledger=ledger, progress=False))
 
 
 async def until(condition):
     """Return when `condition()` is true."""
-    while not condition():  # noqa: ASYNC110 - what is waited for is another thread's
+    while not condition():  # noqa: ASYNC110 - another thread changes it
         await asyncio.sleep(0.01)
 
 

@@ -1,4 +1,4 @@
-"""The words that a reader sees are plain: what STYLE of this project calls odd is not in them."""
+"""The words that a reader sees are plain: none of them is odd by this project's STYLE."""
 
 import ast
 import json
@@ -26,7 +26,7 @@ ODD = {
 
 
 def shown(path):
-    """Return what a reader sees of a file: texts in code, the prose of notebooks, of others everything."""
+    """Return a file's visible text: strings in code, the prose of notebooks, everything in other files."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         nodes = list(ast.walk(ast.parse(text)))
@@ -41,7 +41,7 @@ def shown(path):
 
 @pytest.mark.parametrize("files", ["*.md", "claudescale/**/*.*", "notebooks/*.ipynb"])
 def test_no_odd_word_is_shown(files):
-    """Texts of the package, the lessons' prose and README say each thing in the word that people use."""
+    """Texts of the package, the lessons' prose and README use the common word for each thing."""
     kinds = {".py", ".toml", ".ipynb", ".md"}
     paths = [path for path in ROOT.glob(files) if path.suffix in kinds and path.name != "tables.toml"]
     assert paths

@@ -1,7 +1,8 @@
-"""Against a server that is not ours: mocklimit enforces token buckets with Anthropic's headers and errors.
+"""Against a third-party server: mocklimit enforces token buckets with Anthropic's headers and errors.
 
 It counts a quarter of the body's characters as input and 20 tokens as output, and takes both when a call
-comes. Its replies are all the same and tell no tokens: only who is let in, and when, can be looked at.
+arrives. All its replies are identical and report no tokens, so the tests see only which calls it admits, and
+when.
 """
 
 import json
@@ -46,10 +47,10 @@ POLICY = {
 
 
 def bucket(dimension, per_minute, seconds):
-    """Return one token bucket that holds so many seconds of its limit."""
+    """Return one token bucket that holds that many seconds of its limit."""
     name = dimension.replace("tokens.", "") + "-tokens" * dimension.startswith("tokens")
     headers = {told: f"{PREFIX}-{name}-{told}" for told in ("limit", "remaining", "reset")}
-    if seconds != 60:  # mocklimit tells the capacity as the limit, which is true of a minute's bucket only
+    if seconds != 60:  # mocklimit reports the capacity as the limit, which holds only for a one-minute bucket
         headers["limit"] = f"x-capacity-{name}"
     capacity = max(math.ceil(per_minute * seconds / 60), 1)
     return {"dimension": dimension, "capacity": capacity, "refill_rate": per_minute / 60, "headers": headers}
@@ -57,7 +58,7 @@ def bucket(dimension, per_minute, seconds):
 
 @contextmanager
 def server(folder, limits, seconds):
-    """Give the address of a server that enforces limits."""
+    """Yield the address of a server that enforces limits."""
     dimensions = "requests", "tokens.input", "tokens.output"
     buckets = [bucket(name, limit, seconds) for name, limit in zip(dimensions, limits, strict=True)]
     endpoint = {"methods": ["POST"], "policy": "messages", "resources": RESOURCES}
@@ -108,7 +109,7 @@ CASES = {  # limits per minute and seconds that a bucket holds; rows; times as m
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_row_is_answered_within_its_limits(tmp_path, path, case):
-    """Whichever limit binds, whatever was thought of it: rows in, rows out; refusals are counted alike."""
+    """For any binding limit and any assumption about it: rows in, rows out, and refusals counted alike."""
     limits, seconds, rows, told = CASES[case]
     names = "requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute"
     tier = cs.Limits(**{name: limit * told for name, limit in zip(names, limits, strict=True)})

@@ -1,4 +1,4 @@
-"""Level 1: `map`, `batch`, `price` and `spend` are nothing but calls of level 2."""
+"""Level 1: `map`, `batch`, `price` and `spend` are thin wrappers around level 2."""
 
 import polars as pl
 import pytest
@@ -13,9 +13,9 @@ GIVEN = {"model": "claude-haiku-5-5", "max_tokens": 50}
 
 @pytest.mark.parametrize(("helper", "mode"), [(cs.map, "live"), (cs.batch, "batch")])
 def test_a_helper_gives_what_its_plan_gives(helper, mode, path, capsys):
-    """The results are those of the plan with the same words, from the same ledger: nothing is sent again.
+    """The results equal those of a plan with the same arguments and ledger: nothing is sent again.
 
-    The client that was connected last is the default, and nothing new is started.
+    The most recently connected client is the default, and nothing new is started.
     """
     cs.connect(simulate=True, speed=600)
     capsys.readouterr()
@@ -28,7 +28,7 @@ def test_a_helper_gives_what_its_plan_gives(helper, mode, path, capsys):
 
 
 def test_price_shows_all_that_is_sold_the_cheapest_first():
-    """Every model on sale, tier and mode has a row, with the plan's own figures; no client is needed."""
+    """Every model on sale, tier and mode has a row with the plan's own figures; no client is needed."""
     prices = cs.price(FRAME, PROMPT)
     assert prices["dollars"].is_sorted()
     assert prices.select("model", "tier", "mode").is_unique().all()
@@ -41,7 +41,7 @@ def test_price_shows_all_that_is_sold_the_cheapest_first():
 
 
 def test_price_leaves_out_models_that_cannot_do_it():
-    """Where an option is not every model's, those that take it are compared; where none does, it says why."""
+    """Only models that support the option are compared; if none does, it says why."""
     assert (
         0
         < cs.price(FRAME, PROMPT, effort="max")["model"].n_unique()

@@ -1,4 +1,4 @@
-"""The texts that lessons stand on, and the folder in which they work."""
+"""The texts that lessons use, and the folder in which they work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from claudescale.api import media
 
 
 def test_texts_are_real_and_each_has_its_label():
-    """Several hundred docstrings of Polars, none empty, each with what it belongs to."""
+    """Several hundred docstrings of Polars, none empty, each with the object it belongs to."""
     docs, kinds = lessons.docstrings(), lessons.labelled_docstrings()
     assert docs.filter(owner="DataFrame", name="head")["text"].item() == inspect.getdoc(pl.DataFrame.head)
     assert set(docs["owner"]) == {"DataFrame", "LazyFrame", "Series", "Expr", "polars"}
@@ -27,7 +27,7 @@ def test_texts_are_real_and_each_has_its_label():
 
 
 def test_a_lesson_on_the_simulator_starts_in_an_empty_folder(tmp_path, monkeypatch):
-    """Each time a new one; with the API it is the same folder again, so what was paid for is found."""
+    """It is new each time; with the API it is the same folder again, so what was paid for is found."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lessons, "_HOME", tmp_path)
     client = cs.connect(simulate=True)
@@ -50,7 +50,7 @@ def test_an_exercise_is_open_right_or_wrong(capsys):
 
 @pytest.mark.slow
 def test_pictures_are_real_and_the_same_each_time():
-    """Two dozen charts, each a PNG and a PDF of one page, whose kind is known and whose sizes differ."""
+    """Two dozen charts are each a PNG and a PDF of one page, with a known kind and different sizes."""
     pictures = lessons.pictures()
     assert pictures.equals(lessons.pictures())
     assert pictures["kind"].value_counts().sort("kind").rows() == [

@@ -1,4 +1,4 @@
-"""Every door to a run, and every way to be interrupted in one: no hang, no warning, nothing paid for lost."""
+"""Every way to await a run, and to interrupt it: no hang, no warning, no paid reply lost."""
 
 import asyncio
 import gc
@@ -24,40 +24,40 @@ def api():
 
 
 def started(api, rows=3, **options):
-    """Return a run under way."""
+    """Return a run in progress."""
     return a_plan(reviews(rows), **options).start(api.client(), ledger=None, progress=False)
 
 
 async def awaited(run):
-    """Return what awaiting gives, for what takes coroutines only."""
+    """Await anything, for functions that accept only coroutines."""
     return await run
 
 
 def test_every_door_gives_the_run(api):
-    """`await` on the caller's own loop and `cs.wait`, before and after the end; several side by side."""
+    """`await` on the caller's own loop and `cs.wait` work before and after the end, also concurrently."""
 
     async def main():
         run = started(api)
         assert run.home is asyncio.get_running_loop()
-        with pytest.raises(RuntimeError, match="use await"):  # it would wait for itself for ever
+        with pytest.raises(RuntimeError, match="use await"):  # it would wait for itself forever
             cs.wait(run)
         assert await asyncio.gather(awaited(run), awaited(run), awaited(started(api))) != [run] * 3
         return await run
 
-    assert loops.in_notebook() is False  # even where ipykernel happens to be imported
+    assert loops.in_notebook() is False  # even if ipykernel happens to be imported
     assert asyncio.run(main()).state == cs.wait(main()).state == "finished"
     run = started(api)
     assert cs.wait(run) is cs.wait(run) is asyncio.run(awaited(run)) is run
 
 
 def test_errors_come_out_of_every_door(api):
-    """A run that cannot go on raises for each who awaits it, and so does `cs.wait`; the loop stays usable."""
+    """A run that cannot continue raises for each awaiter, and in `cs.wait`; the loop stays usable."""
 
     async def main():
         run = a_plan(reviews(1)).start(api.client(api_key="sk-wrong"), ledger=None, progress=False)
         return await asyncio.gather(awaited(run), awaited(run), return_exceptions=True), run
 
-    async def interrupted():  # as Polars does in whatever thread is collecting
+    async def interrupted():  # as Polars does in any thread that is collecting
         raise KeyboardInterrupt
 
     errors, run = asyncio.run(main())
@@ -70,7 +70,7 @@ def test_errors_come_out_of_every_door(api):
 
 @pytest.mark.parametrize("ending", ["cancel", "loop"])
 def test_a_run_that_is_left_keeps_what_is_in_flight(ending):
-    """Its task canceled, as a timeout does, or its loop gone: the run stops and has all that was billed."""
+    """If its task is canceled, as by a timeout, or its loop is gone, it stops and has all that was billed."""
 
     async def main(api):
         run = started(api, 3_000, concurrency=5)
@@ -87,7 +87,7 @@ def test_a_run_that_is_left_keeps_what_is_in_flight(ending):
         assert 5 < run.results["reply"].count() <= api.stats["billed_rows"] < 3_000
         if ending == "cancel":
             assert run.results["reply"].count() == api.stats["billed_rows"]
-    gc.collect()  # nothing complains that it was not awaited
+    gc.collect()  # no warning that it was not awaited
 
 
 SCRIPT = """
@@ -107,9 +107,9 @@ print(asyncio.new_event_loop().run_until_complete(main()), hasattr(asyncio, "_ne
 
 @pytest.mark.slow
 def test_a_process_that_ends_keeps_what_is_in_flight(path, monkeypatch):
-    """A script that starts a run and ends does not hang or warn, and what was billed is in the ledger.
+    """A script that starts a run and ends does not hang or warn, and the ledger has all that was billed.
 
-    asyncio stays as it is until nested=True.
+    asyncio stays unpatched until nested=True.
     """
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     with simulator() as api:
@@ -120,7 +120,7 @@ def test_a_process_that_ends_keeps_what_is_in_flight(path, monkeypatch):
 
 
 def texts(cell):
-    """Return what a cell shows as text."""
+    """Return the text that a cell shows."""
     shown = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
     return "".join(shown)
 
@@ -147,7 +147,7 @@ CELLS = [
     task = asyncio.create_task(asyncio.wait_for(start(), 0.2))
     await asyncio.wait([task]); type(task.exception()), loop is asyncio.get_running_loop()
     """,
-    # The door is open long before so many are answered, also on a busy machine.
+    # Every await returns long before that many are answered, also on a busy machine.
     *(f"run = start(); interrupt_when(lambda: run.counts.answered > 200)\n{door}" for door in DOORS),
     "run.state, run.results['reply'].count() > 3",
 ]
@@ -155,7 +155,7 @@ CELLS = [
 
 @pytest.mark.slow
 def test_in_a_notebook(monkeypatch):
-    """Every door opens, other cells run meanwhile, an interrupt is one line, and the kernel lives on."""
+    """Every await works, other cells run meanwhile, an interrupt is one line, and the kernel lives on."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(textwrap.dedent(cell)) for cell in CELLS]

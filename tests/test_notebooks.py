@@ -1,4 +1,4 @@
-"""The notebooks as files: run, saved with their outputs, checked where a figure is told, nobody's own."""
+"""The notebooks as files: executed, saved with outputs, checked figures, no traces of a person."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def with_tag(cells, tag):
 
 @each_notebook
 def test_a_notebook_is_saved_as_it_ran(path):
-    """Every cell was run once, from top to bottom, none failed, and nothing tells who ran it, or when."""
+    """Every cell ran once, from top to bottom, none failed, and nothing shows who ran it, or when."""
     cells, saved = code_cells(path), path.read_text(encoding="utf-8")
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert "error" not in {output["output_type"] for cell in cells for output in cell["outputs"]}
@@ -83,7 +83,7 @@ def test_an_exercise_has_a_task_a_place_a_check_and_a_solution(path):
 
 @each_notebook
 def test_a_lesson_lives_on_public_names(path):
-    """It imports what a reader has, uses no name that is internal, and links to files that are there."""
+    """It imports only what a reader has, uses no internal name, and links to existing files."""
     cells = notebook(path)["cells"]
     sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
     sources += [match[1] for cell in cells if (match := SOLUTION.fullmatch(cell["source"]))]
@@ -111,14 +111,14 @@ SOLVED = "<details><summary>Solution</summary>\n\n```python\nanswer = 2\n```\n\n
 
 @pytest.mark.parametrize(("below", "code"), [(SOLVED, "answer = 2"), ("## Next", CONFTEST["MISSING"])])
 def test_an_exercise_is_run_as_its_solution(below, code):
-    """The code of the solution takes its place, and an exercise without one cannot pass."""
+    """The code of the solution replaces it, and an exercise without one cannot pass."""
     exercise = {"metadata": {"tags": ["exercise"]}, "source": "answer = None"}
     CONFTEST["solve"]([exercise, {"metadata": {}, "source": "check"}, {"metadata": {}, "source": below}])
     assert exercise["source"] == code
 
 
 def test_figures_are_compared():
-    """What nbval leaves out of a comparison are moments, speeds and folders, and no figure."""
+    """The comparison by nbval ignores times, speeds and folders, and no other figure."""
     figures = "live $1.23 2 m 14 s; 812 of 1,000 rows answered (81.2%)"
     shown = f"{figures} at 2026-10-08 12:00 UTC in /tmp/ab"
     for pattern, replacement in get_sanitize_patterns((ROOT / "tests/nbval_sanitize.cfg").read_text("utf-8")):

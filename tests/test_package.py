@@ -1,4 +1,4 @@
-"""The package as a whole: layers, public names, documentation, tooling, and what it needs installed."""
+"""The package as a whole: layers, public names, documentation, tooling, and dependencies."""
 
 import ast
 import doctest
@@ -27,7 +27,7 @@ FOLDERS += ["running", "evidence", "widgets", "helpers", "lessons", "cluster"]
 UPWARD = {
     ("planning.plans", "running"),  # stays: a plan starts its run
     ("running.runs", "cluster"),  # stays: on a cluster a run is driven from there
-    ("running.runs", "widgets"),  # stays: what a watcher needs is imported before the first call
+    ("running.runs", "widgets"),  # stays: a watcher's dependencies are imported before the first call
 }
 """What still imports upward."""
 SIMULATOR_MAY_IMPORT = {"errors", "clock", "api.catalog", "api.media"}
@@ -53,7 +53,7 @@ TREES = {name_of(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.r
 
 
 def imports(tree):
-    """Return the full name of every module that is imported, at the top or later, for more than its types."""
+    """Return the full name of every module imported, at the top or later, except for types alone."""
     names = set()
     for node in ast.iter_child_nodes(tree):
         match node:
@@ -81,12 +81,12 @@ OURS = {
 
 
 def folder_of(name):
-    """Return the folder of a module, or the library of somebody else's."""
+    """Return the folder of a module, or the library that it belongs to."""
     return name.split(".")[0]
 
 
 def test_imports_run_downward():
-    """No module imports from a folder above its own, not even inside a function, but for what is named."""
+    """No module imports from a folder above its own, even inside a function, except for the named ones."""
     upward = {
         (name, folder_of(other))
         for name in TREES
@@ -102,7 +102,7 @@ def test_imports_run_downward():
 
 @pytest.mark.parametrize("library", RESERVED)
 def test_slow_libraries_have_one_place(library):
-    """What reaches the network or takes seconds to import is imported by its own modules alone."""
+    """Network libraries and those that take seconds to import are imported by their own modules alone."""
     users = {folder_of(name) for name, others in IMPORTS.items() if library in set(map(folder_of, others))}
     assert users <= RESERVED[library]
 
@@ -122,7 +122,7 @@ def test_importing_the_package_loads_nothing_slow(names, slow):
 
 
 def public_face():
-    """Return what a user meets: public names, and the public methods of the classes among them."""
+    """Return the public face: public names, and the public methods of the classes among them."""
     face = {name: getattr(cs, name) for name in cs.__all__} | {"Plots": Plots, "PlanPlots": PlanPlots}
     for kind in [thing for thing in face.values() if isinstance(thing, type)]:
         methods = {name: getattr(method, "__func__", method) for name, method in vars(kind).items()}
@@ -135,7 +135,7 @@ def public_face():
 
 
 def test_public_names_are_there_and_say_what_they_spend():
-    """Each says what it is, in its own words; each that can be called has `Spends:`, as reading is free."""
+    """Each has a description of its own; each callable has `Spends:`, and everything else is free to read."""
     face = public_face()
     docs = {
         name: thing.__doc__ if inspect.isroutine(thing) else vars(thing)["__doc__"]
@@ -153,7 +153,7 @@ def test_public_names_are_there_and_say_what_they_spend():
 
 @pytest.mark.parametrize("name", [name for name, tree in TREES.items() if ">>>" in ast.unparse(tree)])
 def test_examples_in_docstrings_run(name):
-    """What a docstring shows is what one sees."""
+    """Every docstring's examples give the output shown."""
     module = importlib.import_module(f"claudescale.{name}".rstrip("."))
     done = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert (done.failed, done.attempted > 0) == (0, True)
@@ -171,7 +171,7 @@ def test_every_test_says_in_one_sentence_what_it_proves():
 
 
 def test_conda_and_pip_install_the_same():
-    """Conda brings Python, as new as pyproject.toml wants it, and pip all that pyproject.toml asks for."""
+    """Conda installs the Python that pyproject.toml requires, and pip everything that it lists."""
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     python = f"python{project['requires-python']}"

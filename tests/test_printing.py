@@ -1,4 +1,4 @@
-"""What is printed: plain enough for a stream of any encoding."""
+"""Printed text is plain enough for a stream of any encoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README.md and SKILL.md do what they say: their Python runs, and what they list can be planned."""
+"""README.md and SKILL.md are correct: their Python runs, and what they list can be planned."""
 
 import ast
 import asyncio
@@ -24,14 +24,14 @@ TESTS = """python3 -m venv .venv-test && .venv-test/bin/pip install -q -e ".[tes
 
 
 def blocks(page, language):
-    """Return the fenced blocks of a language, each by the line of the page on which it begins."""
+    """Return the fenced blocks of a language by the page's line on which each begins."""
     text = page.read_text(encoding="utf-8")
     fences = re.finditer(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return {text.count("\n", 0, fence.start(1)): fence[1] for fence in fences}
 
 
 def test_the_two_commands_stand_in_the_first_screen():
-    """Whoever opens the page sees, without scrolling far, what to type; the notebook it opens is there."""
+    """The page shows the commands near its top, and the notebook that they open exists."""
     first = [text.strip() for line, text in blocks(README, "bash").items() if line < FIRST_SCREEN_LINES]
     assert {MAIN, TESTS} <= set(first)
     assert (ROOT / MAIN.rsplit(maxsplit=1)[-1]).is_file()
@@ -60,7 +60,7 @@ def test_its_python_runs_in_order(page, tmp_path, monkeypatch):
     asyncio.run(run_as_cells(page))
 
 
-# what the bullets of SKILL.md list
+# the bullets of SKILL.md
 
 
 class Form(pydantic.BaseModel):
@@ -83,19 +83,19 @@ OPTIONS += [{"mode": mode, "deadline": 90} for mode in ("live", "hybrid", "auto"
 
 
 def bodies(prompt="Tag {text}", **options):
-    """Return the requests of a plan; what cannot be sent raises PlanError here."""
+    """Return the requests of a plan; an invalid one raises PlanError here."""
     plan = cs.plan(FRAME, prompt, **{"model": "claude-haiku-5-5", **options})
     return [json.loads(body) for body in plan.requests["params"]]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_what_a_bullet_lists_can_be_planned(options):
-    """Each form of a reply, tier, mode, model and limit that the page names makes a plan of both rows."""
+    """Each reply form, tier, mode, model and limit that the page names makes a plan of both rows."""
     assert len(bodies(**options)) == FRAME.height
 
 
 def test_what_a_request_has_is_as_the_bullets_say():
-    """Braces, examples, a system prompt for each row, samples, pictures and documents stand in the bodies."""
+    """Braces, examples, a system prompt for each row, samples, pictures and documents are in the bodies."""
     assert bodies("{{x}} {text}")[0]["messages"][0]["content"] == "{x} a"
     first, second = bodies(examples=[("Broken again", "complaint")], system="Answer in {language}.")
     assert [turn["role"] for turn in first["messages"]] == ["user", "assistant", "user"]

@@ -8,7 +8,7 @@ from claudescale.clock import Clock
 
 
 class _Selector(selectors.DefaultSelector):
-    """Instead of sleeping it moves the loop's clock on."""
+    """Advances the loop's clock instead of sleeping."""
 
     def __init__(self):
         super().__init__()
@@ -19,13 +19,13 @@ class _Selector(selectors.DefaultSelector):
         if ready or timeout == 0:
             return ready
         assert timeout is not None, f"nothing is left to happen at {self.now:g} virtual seconds"
-        # Late, a step may be too small to be seen.
+        # Late, a step may be too small to change the clock.
         self.now = max(self.now + timeout, math.nextafter(self.now, math.inf))
         return []
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Runs timers in their order and at once; `time` says when they would have been due."""
+    """Runs timers in order and at once; `time` says when they would have been due."""
 
     def __init__(self):
         self._virtual = _Selector()
@@ -36,7 +36,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(coroutine):
-    """Return what a coroutine gives, in virtual time; it may use no threads."""
+    """Return the result of a coroutine in virtual time; it may use no threads."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(coroutine)
 

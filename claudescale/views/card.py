@@ -1,7 +1,7 @@
-"""A card: one line of truth, a small table, at most two footnotes, and the next thing to type.
+"""A card: a headline, a small table, at most two footnotes, and the next thing to type.
 
-Plain semantic HTML with literal styles: it follows the page's theme, needs no script and no network,
-and survives JupyterLab's sanitiser. Everything that comes from data is escaped.
+Plain semantic HTML with literal styles follows the page's theme, needs no script and no network, and
+survives JupyterLab's sanitizer. Everything that comes from data is escaped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "share": "{:.0%}".format,
     "score": "{:.3f}".format,
 }
-"""How a column's figures read, by the first unit in its name."""
+"""The format of a column's figures, by the first unit in its name."""
 HEADINGS = {"minutes": "time", "dollars_saved": "saved", "binding": "limited by"}
 HEADINGS["requests_per_minute"] = "requests/min"
 _STYLES = "text-align:left;padding:2px 10px", "text-align:right;padding:2px 10px"
@@ -37,18 +37,18 @@ _STYLES = "text-align:left;padding:2px 10px", "text-align:right;padding:2px 10px
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """The facts of an object, drawn as text and as HTML alike.
+    """The facts of an object, rendered as text and as HTML.
 
     Attributes
     ----------
     title : str
-        One line of truth.
+        The headline, one line.
     header, rows : sequences of str
         A small table; the first column is text, the others are figures.
     notes : sequence of str
-        What the figures rest on; from the second on, what is worth knowing, in one footnote.
+        First the basis of the figures; all further notes share one footnote.
     next : str
-        The next thing to type, as in a notebook: in a script, which cannot ``await``, it is ``cs.wait(...)``.
+        The next thing to type in a notebook. A script cannot ``await``, so it shows ``cs.wait(...)`` there.
     """
 
     title: str
@@ -59,10 +59,8 @@ class Card:
 
     @classmethod
     def of(cls, table: pl.DataFrame, *, title: str, notes: Sequence[str] = (), next: str = "") -> Card:
-        """Return the card of a frame: each figure by the unit in its column's name.
-
-        A column `x` beside `x_p90` is a span. A null is an empty cell.
-        """
+        """Return the card of a frame, with each figure formatted by the unit in its column's name."""
+        # A column `x` beside `x_p90` is a span. A null is an empty cell.
         names = [name for name in table.columns if not name.endswith("_p90")]
         rows = [[_cell(row, name) for name in names] for row in table.iter_rows(named=True)]
         header = [HEADINGS.get(name, name.replace("_", " ")) for name in names]
@@ -101,11 +99,11 @@ class Card:
 
 
 class Shown(ABC):
-    """Shows itself as its card, in a terminal and on a page."""
+    """Displays itself as its card, in a terminal and on a page."""
 
     @abstractmethod
     def _card(self) -> Card:
-        """Return what is shown."""
+        """Return the card to display."""
 
     def __repr__(self) -> str:
         return self._card().text()
@@ -115,7 +113,7 @@ class Shown(ABC):
 
 
 class Gallery:
-    """Pictures, one a method: shown, it lists them."""
+    """Pictures, one per method; its repr lists them."""
 
     def __repr__(self) -> str:
         of = {
@@ -127,7 +125,7 @@ class Gallery:
 
 
 def _first(method: Any) -> str:
-    """Return what a method says that it returns."""
+    """Return the description of a method's result from its docstring."""
     words: str = method.__doc__.splitlines()[0].removeprefix("Return ").partition(" Spends:")[0]
     return words[0].upper() + words[1:]
 
@@ -147,16 +145,16 @@ def _figure(name: str, value: Any) -> str:
 
 
 def _row(tag: str, cells: Iterable[str]) -> str:
-    whole = ";white-space:nowrap" * (tag == "td")  # a figure is never broken into two lines
+    whole = ";white-space:nowrap" * (tag == "td")  # a figure never wraps
     drawn = (f'<{tag} style="{_STYLES[n > 0]}{whole}">{_safe(cell)}</{tag}>' for n, cell in enumerate(cells))
     return f"<tr>{''.join(drawn)}</tr>"
 
 
 def _plain(text: str) -> str:
-    """Return a text with the arrows that every encoding has."""
+    """Return a text with its arrows in ASCII, for every encoding."""
     return text.replace("←", "<-").replace("→", "->")
 
 
 def _safe(text: str) -> str:
-    # Two dollar signs in one run of text would be set as a formula by the notebook.
+    # A notebook would typeset the text between two dollar signs as a formula.
     return html.escape(text).replace("$", "<span>$</span>")

@@ -1,4 +1,4 @@
-"""Pictures of a plan, before anything is sent, and of a trial: what choices cost, take and score.
+"""Pictures of a plan, before anything is sent, and of a trial: cost, time and score of each choice.
 
 A chart knows column names, never our objects.
 """
@@ -24,21 +24,21 @@ MOST_NAMES = 6
 def frontier(
     points: pl.DataFrame, *, deadline_minutes: float | None = None, budget_dollars: float | None = None
 ) -> theme.Picture:
-    """Return the chart of dollars against time: a point per choice, joined where nothing beats them.
+    """Return the chart of dollars against time: a point per choice, with a line that joins the unbeaten.
 
-    Those that nothing of their colour beats are joined by a dashed line: price and time say nothing of how
-    good a model's answers are. A point that something beats has its name in its tooltip alone.
+    A dashed line joins the choices unbeaten within their color, since price and time do not measure the
+    quality of a model's answers. A beaten point has its name only in its tooltip.
 
     Spends: nothing.
 
     Parameters
     ----------
     points : pl.DataFrame
-        `choice`, `group` (its colour), `mode` (its shape), `binding`, `dollars`, `dollars_p90`, `minutes`,
-        `minutes_p90`; `frontier` where nothing is as cheap and as fast, `best` where nothing of its group is;
-        `chosen` is the plan's own, `choices` how many a point stands for.
+        `choice`, `group` (its color), `mode` (its shape), `binding`, `dollars`, `dollars_p90`, `minutes`,
+        `minutes_p90`; `frontier` if no choice is as cheap and as fast, `best` if none in its group is;
+        `chosen` marks the plan's own, `choices` counts the choices behind a point.
     deadline_minutes, budget_dollars : float or None
-        What the plan may take and cost, drawn as labelled lines.
+        Minutes and dollars that the plan may use, drawn as labeled lines.
     """
     timed = finite(points).drop_nulls(["minutes", "minutes_p90"]).filter(pl.col("minutes") > 0)
     points = timed.filter(pl.col("dollars") > 0)
@@ -47,7 +47,7 @@ def frontier(
     points = points.sort("minutes", "dollars", "choice", descending=[False, True, False])
     unbeaten, chosen = pl.col("frontier"), pl.col("chosen")
     named = unbeaten
-    if points["frontier"].sum() > MOST_NAMES:  # of a long frontier its ends are named, and the plan's own
+    if points["frontier"].sum() > MOST_NAMES:  # a long frontier has only its ends and the plan named
         place = unbeaten.cum_sum()
         named &= chosen | (place == 1) | (place == place.max())
     points = points.with_columns(
@@ -73,7 +73,7 @@ def frontier(
         base.transform_filter("datum.frontier").mark_line(**stairs, color=views.GREY, strokeWidth=1.5),
         base.transform_filter("datum.chosen").mark_point(size=260, color=views.GREY, opacity=1),
         base.mark_point(filled=True, size=75, opacity=1).encode(color=color, shape=shape, tooltip=tooltip),
-        # Below the frontier there is no point: a name there covers none.
+        # Below the frontier there are no points, so a name there covers none.
         base.transform_filter("datum.below").mark_text(align="left", dx=9, dy=12).encode(text="below:N"),
         base.transform_filter("datum.above").mark_text(align="left", dx=9, dy=-10).encode(text="above:N"),
     ]
@@ -86,7 +86,7 @@ def frontier(
 
 
 def _frontier_words(points: pl.DataFrame) -> tuple[str, str]:
-    """Return what nothing beats, and how the plan stands to it."""
+    """Return the sentence about the frontier, and the one that compares the plan with it."""
 
     def figures(row: dict[str, Any]) -> str:
         return f"{text.dollars(row['dollars'])} in {text.duration(row['minutes'])}"
@@ -110,9 +110,9 @@ def _frontier_words(points: pl.DataFrame) -> tuple[str, str]:
 def minutes(
     tiers: pl.DataFrame, *, own: str, mode: str, deadline_minutes: float | None = None
 ) -> theme.Picture:
-    """Return the chart of how long a plan takes on each tier, coloured and labelled by what limits it.
+    """Return the chart of how long a plan takes on each tier, colored and labeled by its binding limit.
 
-    A bar is solid up to the usual time and pale up to the 90th percentile; of a batch, up to its last moment.
+    A bar is solid up to the usual time and pale up to the 90th percentile, for a batch up to its latest end.
 
     Spends: nothing.
 
@@ -123,9 +123,9 @@ def minutes(
     own : str
         The plan's tier.
     mode : str
-        How the plan sends.
+        The plan's mode.
     deadline_minutes : float or None
-        Minutes the run may take, drawn as a labelled line.
+        Minutes the run may take, drawn as a labeled line.
     """
     tiers = finite(tiers).with_columns(pl.col("binding").str.replace_all("_", " "))
     most = highest(tiers, "minutes", "minutes_p90")
@@ -164,7 +164,7 @@ def _tier_words(row: dict[str, Any], own: str) -> str:
 
 
 def savings(savings: pl.DataFrame, *, model: str, batch_dollars: float | None = None) -> theme.Picture:
-    """Return the chart of what a plan would cost plainly, what each strategy saves of it, and what it costs.
+    """Return the chart of a plan's cost without any strategy, the savings of each, and the plan's cost.
 
     Spends: nothing.
 
@@ -175,7 +175,7 @@ def savings(savings: pl.DataFrame, *, model: str, batch_dollars: float | None = 
     model : str
         The plan's model.
     batch_dollars : float or None
-        What the plan would cost by batch, if it is not one.
+        The plan's cost by batch, if it is not one.
     """
     used = {"deduplication": "identical rows sent once", "cache": "cached", "batch": "by batch, not live"}
     others = savings.filter(strategy="model")["counterfactual"].str.replace("the same on ", "")
@@ -203,13 +203,13 @@ def concurrency(
     Parameters
     ----------
     seconds : float
-        From sending a call to its whole answer.
+        From sending a call to its complete answer.
     requests_per_minute : float
         The most that the limits allow.
     binding : str
-        The limit that it is.
+        The name of the binding limit.
     runs : pl.DataFrame
-        `concurrency`, `requests_per_minute` and `refused` (calls turned away with 429).
+        `concurrency`, `requests_per_minute` and `refused` (calls refused with 429).
 
     Notes
     -----
@@ -236,7 +236,7 @@ def concurrency(
         tries.encode(x=x, y=y, tooltip=tooltip),
     ]
     enough = math.ceil(needed)
-    if enough > 1 and not far:  # beside the line's foot: above the frame it would overprint the axis title
+    if enough > 1 and not far:  # at the line's foot: above the frame it would cover the axis title
         words = chart().mark_text(text=f"{enough:,} are enough", align="left", dx=6, dy=-8, color=views.GREY)
         layers += [limit("", x=needed)[0], words.encode(x=alt.datum(needed), y=alt.datum(0))]
     are = "is" if enough <= 1 else "are"
@@ -261,14 +261,14 @@ def quality(
     evidence : pl.DataFrame or None
         `Trial.evidence`: the choices that do not clear the gate are orange.
     min_score : float or None
-        The score to reach, drawn as a labelled line.
+        The score to reach, drawn as a labeled line.
     """
     price = pl.col("dollars_per_1000_rows")
     scored = trial.drop_nulls("score").filter(price > 0).sort("score", price, descending=[True, False])
     if scored.is_empty():
         return nothing("Nothing to show yet: run the trial first.")
     good = scored["choice"] if evidence is None else evidence.filter("clears")["choice"]
-    # Names stand above and below the intervals in turn, so that neighbours do not touch.
+    # Names alternate above and below the intervals, so that neighbors do not touch.
     points = scored.sort(price).with_columns(
         clears=pl.col("choice").is_in(good.implode()),
         name=pl.col("choice").str.replace_all("claude-", ""),
@@ -276,7 +276,7 @@ def quality(
     )
     x, _ = log_axis(points["dollars_per_1000_rows"].to_list(), "US dollars per 1,000 rows", theme.DOLLARS)
     y = alt.Y("score:Q").title("Score and its interval").scale(zero=False, padding=20)
-    y = y.axis(grid=False, domain=True, ticks=True)  # a line of the grid would cross a name out
+    y = y.axis(grid=False, domain=True, ticks=True)  # a grid line would strike through a name
     color = alt.condition("datum.clears", alt.value(views.BLUE), alt.value(views.ORANGE))
     hover = tips(
         choice="", rows=",d", score=".3f", score_low=".3f", score_high=".3f", dollars_per_1000_rows="$,.3~r"
@@ -294,5 +294,5 @@ def quality(
     sentence = f"{best['choice']} scores best, {best['score']:.3g}, for {price_words}"
     if min_score is not None:
         layers += limit(f"to reach:\n{min_score:g}", y=min_score)
-        sentence = f"{points['clears'].sum()} of {points.height} surely reach {min_score:g}; {sentence}"
+        sentence = f"{points['clears'].sum()} of {points.height} shown to reach {min_score:g}; {sentence}"
     return picture(layers, "SIMULATED: " * points["simulated"].any() + sentence)

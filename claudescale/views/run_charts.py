@@ -1,6 +1,6 @@
 """Pictures of a run: Polars frames in, Altair charts out.
 
-A chart knows column names, never our objects. Everything is aggregated in Polars before Altair sees it:
+A chart knows column names, never our objects. Everything is aggregated in Polars before Altair sees it, so
 a million rows make a small picture, and always the same one. Times are minutes since the start of the run.
 """
 
@@ -24,8 +24,8 @@ PARTS = ("succeeded", "errored", "expired", "canceled")
 STATES = {"in_progress": "in progress", "ended": "being collected", "gone": "results gone"}
 LANES = pl.Schema({"lane": pl.String(), "start": pl.Float64(), "end": pl.Float64(), "words": pl.String()})
 LANES["color"] = pl.String()
-WORTH = 5e-4  # a smaller part of the whole is no saving worth a word
-FEWEST_ANSWERS = {"median": 1, "p90": 10}  # a p90 of fewer says nothing
+WORTH = 5e-4  # a saving below this share of the whole is not mentioned
+FEWEST_ANSWERS = {"median": 1, "p90": 10}  # a p90 of fewer answers means nothing
 MOST_POINTS, MOST_STEPS, MOST_LANES = 1_500, 240, 12
 
 
@@ -33,17 +33,17 @@ MOST_POINTS, MOST_STEPS, MOST_LANES = 1_500, 240, 12
 
 
 def throughput(rates: pl.DataFrame, *, requests_per_minute: float | None) -> theme.Picture:
-    """Return the chart of requests per minute over time, their limit, and the calls that were refused.
+    """Return the chart of requests per minute over time, their limit, and the refused calls.
 
     Spends: nothing.
 
     Parameters
     ----------
     rates : pl.DataFrame
-        A row per slice of time: `minute` (its left edge), `slice_minutes`, `refused` (calls turned away with
+        A row per slice of time: `minute` (its left edge), `slice_minutes`, `refused` (calls refused with
         429) and `requests_`, `input_tokens_` and `output_tokens_per_minute`.
     requests_per_minute : float or None
-        The limit, drawn as a labelled line; None where it is not known.
+        The limit, drawn as a labeled line; None if it is unknown.
     """
     layers, words = _rate(rates, "requests", requests_per_minute), _pace(rates, requests_per_minute)
     if refused := int(rates["refused"].sum()):
@@ -54,7 +54,7 @@ def throughput(rates: pl.DataFrame, *, requests_per_minute: float | None) -> the
 
 
 def tokens(rates: pl.DataFrame, *, limits: Mapping[str, float | None]) -> theme.Down:
-    """Return a chart for each of several rates over time, each against its own limit.
+    """Return a chart per rate over time, each against its own limit.
 
     Spends: nothing.
 
@@ -63,7 +63,7 @@ def tokens(rates: pl.DataFrame, *, limits: Mapping[str, float | None]) -> theme.
     rates : pl.DataFrame
         The frame of `throughput`.
     limits : mapping of str to float or None
-        The limit in a minute of each rate to draw, such as ``{"input_tokens": 400_000}``.
+        The limit per minute of each rate to draw, such as ``{"input_tokens": 400_000}``.
     """
     panels, means = [], []
     for name, most in limits.items():
@@ -82,11 +82,11 @@ def _mean(rates: pl.DataFrame, name: str) -> float:
 
 
 def _pace(rates: pl.DataFrame, most: float | None) -> str:
-    """Return how many requests a minute went; what a full bucket allows above the limit is a burst."""
+    """Return the sentence on requests per minute; a peak that a full bucket allows is called a burst."""
     mean, peak = _mean(rates, "requests"), highest(finite(rates), "requests_per_minute")
     words = f"{mean:,.0f} requests a minute on average, {peak:,.0f} "
     minutes = float(rates["slice_minutes"].sum())
-    if most is None or peak <= most or mean * minutes > most * (1 + minutes):  # what fails takes nothing
+    if most is None or peak <= most or mean * minutes > most * (1 + minutes):  # failed calls take nothing
         return f"{words}at the peak" + (f", {most:,.0f} allowed" if most else "")
     if mean <= most:
         return f"{words}in a burst, {most:,.0f} allowed"
@@ -111,16 +111,16 @@ def _rate(rates: pl.DataFrame, name: str, most: float | None, *, is_last: bool =
 
 
 def latency(attempts: pl.DataFrame) -> theme.Picture:
-    """Return the chart of the seconds each answer took over time, with their median and 90th percentile.
+    """Return the chart of each answer's seconds over time, with the median and the 90th percentile.
 
-    Both are of all answers; of very many answers, every n-th is drawn.
+    Both are computed from all answers. If there are very many, only every n-th is drawn.
 
     Spends: nothing.
 
     Parameters
     ----------
     attempts : pl.DataFrame
-        A row per answer or failure: `sent_at`, `seconds` and `error` (null where answered).
+        A row per answer or failure: `sent_at`, `seconds` and `error` (null if answered).
     """
     minutes = (pl.col("sent_at") - pl.col("sent_at").min()).dt.total_microseconds() / 60e6
     calls = attempts.select(pl.col("seconds").clip(1e-3), "error", minute=minutes).sort("minute", "seconds")
@@ -128,7 +128,7 @@ def latency(attempts: pl.DataFrame) -> theme.Picture:
     failures = calls.filter(pl.col("error").is_not_null())
     seconds, title = calls["seconds"], "Seconds per answer"
     axis: dict[str, Any] = {"title": title, "axis": alt.Axis(format=",~f")}
-    if seconds.max() > 15 * seconds.median():  # type: ignore[operator]  # the slowest would press the others flat
+    if seconds.max() > 15 * seconds.median():  # type: ignore[operator]  # the slowest would flatten the others
         axis, _ = theme.log_axis([seconds.min(), seconds.max()], title, views.NUMBERS)  # type: ignore[list-item]
     y = alt.Y("seconds:Q", **axis)
     x = theme.time_axis("minute", highest(calls, "minute"))
@@ -159,7 +159,7 @@ def spending(
     estimate_dollars: float | None = None,
     simulated: bool = False,
 ) -> theme.Picture:
-    """Return the chart of dollars spent so far over time, against the estimate.
+    """Return the chart of cumulative dollars over time, against the estimate.
 
     Spends: nothing.
 
@@ -168,9 +168,9 @@ def spending(
     spending : pl.DataFrame
         `minute` and `dollars` (so far).
     estimate_dollars : float or None
-        What the plan said the run would cost, drawn as a labelled line.
+        The plan's estimate of the run's cost, drawn as a labeled line.
     simulated : bool
-        Mark it.
+        Whether to mark the chart as simulated.
     """
     steps = thin(spending.sort("minute"), MOST_STEPS)
     paid = steps["dollars"][-1]
@@ -190,23 +190,23 @@ def spending(
 def savings(
     parts: pl.DataFrame, *, verb: str = " paid", more: str = "", simulated: bool = False, empty: str = NOTHING
 ) -> theme.Picture:
-    """Return the chart of what was saved: step by step from what the rows would have cost to what was paid.
+    """Return the chart of savings: step by step from the rows' cost without any to the amount paid.
 
-    A step that saved nothing is left out.
+    A step that saved nothing is omitted.
 
     Spends: nothing.
 
     Parameters
     ----------
     parts : pl.DataFrame
-        `part` and `dollars`, in the order to be drawn: first what the rows would have cost, then what each
-        part saved (negative where it cost more than it saved), last what was paid.
+        `part` and `dollars`, in drawing order: first the rows' cost without any savings, then the savings of
+        each part (negative if it cost more than it saved), last the amount paid.
     verb, more : str
-        What the title says after the dollars, and at its end.
+        Words of the title after the dollars, and at its end.
     simulated : bool
-        Mark it.
+        Whether to mark the chart as simulated.
     empty : str
-        Why there is nothing to see, where there is nothing.
+        The text of an empty chart.
     """
     (plain, total), *steps, (last, paid) = finite(parts).fill_null(0.0).rows()
     if not total:
@@ -223,7 +223,7 @@ def savings(
     base = chart(pl.DataFrame(bars, schema=names, orient="row")).encode(
         alt.Y("part:N", sort=None, title=None)
     )
-    most = max(end for _, _, end, *_ in bars) / 1.05  # the labels stand beside the frame
+    most = max(end for _, _, end, *_ in bars) / 1.05  # the labels are outside the frame
     x = alt.X("start:Q", title="US dollars", **theme.axis_to(most, labelExpr=theme.DOLLARS))
     layers = [
         base.mark_bar(size=22).encode(
@@ -249,28 +249,28 @@ def batches(
     now: float,
     deadline_minutes: float | None = None,
 ) -> theme.Picture:
-    """Return the chart of when each batch was pending and what came of it, beside the live calls.
+    """Return the chart of when each batch was pending and its outcome, together with the live calls.
 
-    Blue has succeeded, orange has rows that errored or expired, grey is open or was canceled.
+    Blue has succeeded, orange has rows that errored or expired, gray is open or was canceled.
 
     Spends: nothing.
 
     Parameters
     ----------
     batches : pl.DataFrame
-        Of `Run.batches`. Those that were never made are not drawn; of very many, every n-th is.
+        From `Run.batches`. Only created ones are drawn, and every n-th if there are very many.
     live : pl.DataFrame
-        `sent_at`, `seconds` and `error` of live calls; of very many, every n-th is drawn.
+        `sent_at`, `seconds` and `error` of live calls; every n-th is drawn if there are very many.
     started_at, now : float
-        API unix seconds: when the run began, and up to when an open batch is drawn.
+        API unix seconds: the start of the run, and the end of an open batch's bar.
     deadline_minutes : float or None
-        Minutes the run may take, drawn as a labelled line.
+        Minutes the run may take, drawn as a labeled line.
     """
     made = batches.filter(pl.col("created_at").is_not_null()).sort("created_at", "batch_id")
     pending_lanes = _batch_lanes(made, now)
     lanes = pl.concat([pending_lanes, _live_lane(live)])
     minute = (pl.col("start", "end") - started_at) / 60
-    lanes = lanes.with_columns(minute.clip(lower_bound=0.0))  # one of an earlier run was pending before
+    lanes = lanes.with_columns(minute.clip(lower_bound=0.0))  # an earlier run's batch was already pending
     over, deadline = highest(lanes, "end"), deadline_minutes or 0.0
     until, far = theme.reach(max(over, 1 / 60), deadline_minutes)
     until *= 1.01
@@ -300,7 +300,7 @@ def batches(
 
 
 def _batch_lanes(made: pl.DataFrame, now: float) -> pl.DataFrame:
-    """Return a lane for each batch that was made, the first one first."""
+    """Return a lane per created batch, oldest first."""
     made = made.with_columns(pl.col("created_at", "ended_at").dt.epoch("us") / 1e6).with_row_index(
         "number", 1
     )
@@ -335,24 +335,24 @@ def _live_lane(live: pl.DataFrame) -> pl.DataFrame:
 def buckets(
     answered: pl.DataFrame, *, limits: Mapping[str, float], started_at: float, bucket_seconds: float = 60.0
 ) -> theme.Down:
-    """Return the chart of how full each token bucket was over a run: the one at the bottom set the pace.
+    """Return the chart of each token bucket's level over a run; the emptiest one set the pace.
 
-    A bucket is full at the start, refills at a constant rate up to its capacity and is drawn on by every
-    call that was answered: by its request and its uncached input when it is sent, by its output when it has
-    been written. Nobody else's calls are in it. Of the calls of a short time the lowest level is drawn.
+    A bucket is full at the start and refills at a constant rate up to its capacity. Every answered call
+    draws on it: its request and uncached input when it is sent, its output when it has been written. Calls
+    of other clients are not included. For each short time slice the lowest level is drawn.
 
     Spends: nothing.
 
     Parameters
     ----------
     answered : pl.DataFrame
-        Live calls of `Run.attempts` that were answered; those of batches have limits of their own.
+        Answered live calls of `Run.attempts`; batches have limits of their own.
     limits : mapping of str to float
-        What refills in a minute: requests, input tokens, output tokens.
+        The refill per minute: requests, input tokens, output tokens.
     started_at : float
         API unix seconds at which the run started.
     bucket_seconds : float
-        How many seconds' refill a full bucket holds. The API's may hold a minute's, or enforce its limits
+        Seconds of refill that a full bucket holds. The API's may hold a minute's, or enforce its limits
         by the second (Source: Anthropic, *Rate limits*, checked 2026-10-08).
     """
     sent = (pl.col("sent_at").dt.epoch("us") / 1e6 - started_at) / 60
@@ -367,7 +367,7 @@ def buckets(
     for name, calls in takes.items():
         capacity = limits[name] / 60 * bucket_seconds
         levels = bucket_levels(calls, per_minute=limits[name], capacity=capacity)
-        if name == "requests":  # what was answered had room: below zero is only what the way to the API took
+        if name == "requests":  # answered calls had room: network delay explains levels below 0
             levels = levels.with_columns(pl.col("before", "after").clip(0.0))
         slices = levels.group_by((pl.col("minute") * MOST_STEPS // until).alias("slice")).agg(
             pl.col("minute", "before").first(), pl.col("after").min()
@@ -395,13 +395,11 @@ def buckets(
 
 
 def bucket_levels(calls: pl.DataFrame, *, per_minute: float, capacity: float) -> pl.DataFrame:
-    """Return what a bucket held just before and just after each call, in parts of a full one, by `minute`.
-
-    Below zero it was overdrawn. `calls` have the `minute` at which each took from it, and what was `taken`.
-    """
+    """Return a bucket's level just before and after each call, as a share of a full one, by `minute`."""
+    # Below zero it was overdrawn. `calls` have the `minute` at which each drew on it, and the amount `taken`.
     calls = calls.sort("minute", maintain_order=True).cast(pl.Float64)
-    # What is missing from a full bucket grows with every call, shrinks as time passes and is never below
-    # zero. So it is a sum less the lowest that sum ever was: no loop over the calls.
+    # The amount missing from a full bucket grows with every call, shrinks as time passes and is never below
+    # zero. It is therefore a running sum minus that sum's running minimum, without a loop over the calls.
     taken_before = pl.col("taken").cum_sum() - pl.col("taken") - per_minute * pl.col("minute")
     missing = taken_before - taken_before.cum_min()
     return calls.select(

@@ -1,1 +1,1 @@
-"""Choose before a run, follow one."""
+"""Widgets to choose a plan before a run, and to follow a run."""

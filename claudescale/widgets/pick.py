@@ -1,4 +1,4 @@
-"""Pick: a plan chosen with controls. Every change shows its card, its place among others and its code."""
+"""Pick: choose a plan with controls. Every change shows its card, its place among others and its code."""
 # ruff: noqa: PLC0415  # ipywidgets is imported where widgets are made, not with the package
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from claudescale.planning.plans import Plan
 from claudescale.views.card import Card
 
 QUIET_SECONDS = 0.15
-"""So long a burst of changes, such as a held arrow key, passes before the picture is drawn."""
+"""Pause after the last of a burst of changes, as by a held arrow key, before the picture is drawn."""
 MODES = {
     "live": "live \N{MIDDLE DOT} now, at the tier's pace",
     "batch": "batch \N{MIDDLE DOT} half the price, within 24 hours",
@@ -26,7 +26,7 @@ MODES = {
 }
 _WIDE = {"layout": {"width": "520px", "max_width": "100%"}}
 _NARROW = {"layout": {"width": "220px", "max_width": "100%"}, "style": {"description_width": "106px"}}
-# JupyterLab draws the arrow of a drop-down black, also on black.
+# JupyterLab draws the arrow of a drop-down black, even on a black background.
 _STYLE = """<style>.claudescale select { --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://\
 www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath d='M5 7l4 4 4-4' fill='none' stroke='%23888888' \
 stroke-width='2'/%3E%3C/svg%3E"); }</style>"""
@@ -35,14 +35,14 @@ _GONE = "<div><small>The picker as it was last shown. Run the cell again for its
 
 @dataclass(eq=False, repr=False)
 class Picker:
-    """A plan's controls in a notebook. `pick` makes one; it shows itself, as often as one likes.
+    """A plan's controls in a notebook. `pick` makes one; it can be displayed any number of times.
 
     Attributes
     ----------
     plan : Plan
-        What is picked; if the controls ask for something impossible, the last plan that worked.
+        The chosen plan. If the controls ask for something impossible, it stays the last valid plan.
     controls : dict
-        The widgets, by the name of the parameter: ``picker.controls["tier"].value = "build"``.
+        The widgets by parameter name: ``picker.controls["tier"].value = "build"``.
     """
 
     plan: Plan
@@ -69,7 +69,7 @@ class Picker:
         self._refresh()
 
     def _controls(self) -> dict[str, Any]:
-        """Return the widgets, which show the plan; its own model and limits are among what they offer."""
+        """Return the widgets, set to the plan; their choices include its own model and limits."""
         from ipywidgets import Checkbox, Dropdown, IntText, Text
 
         plan, model, tier = self.plan, self.plan.compiled.model.id, self.plan.tier
@@ -114,7 +114,7 @@ class Picker:
 
     @property
     def code(self) -> str:
-        """The line of code that makes `plan` from the plan that was given, if that is called ``plan``."""
+        """The line of code that makes `plan` from the original plan, assuming that one is named ``plan``."""
         chosen = ", ".join(
             f"{name}={json.dumps(value) if isinstance(value, str) else repr(value)}"
             for name, value in self._picked.items()
@@ -122,18 +122,18 @@ class Picker:
         return f"plan = plan.replace({chosen})" if chosen else "plan"
 
     def _chosen(self) -> dict[str, Any]:
-        """Return what the controls change, as `Plan.replace` takes it."""
+        """Return the changes by the controls as arguments of `Plan.replace`."""
         values = {name: control.value for name, control in self.controls.items()}
         chosen = {name: value for name, value in values.items() if value != self._first[name]}
         for name in {"deadline", "budget"} & set(chosen):
             typed = chosen[name].strip(" $").replace(",", "")
-            with suppress(ValueError):  # the plan refuses what is not a number
+            with suppress(ValueError):  # the plan itself rejects a non-number
                 number = float(typed) if typed else None
                 chosen[name] = int(number) if number and number.is_integer() else number
         return chosen
 
     def _refresh(self, _: object = None) -> None:
-        """Show what the controls ask for: figures at once, the picture soon after."""
+        """Show the chosen plan: figures at once, the picture soon after."""
         chosen = self._chosen()
         try:
             plan = self._given.replace(**chosen) if chosen else self._given
@@ -151,11 +151,11 @@ class Picker:
         self._figures.value = _close(card)
 
     def _draw(self) -> None:
-        """Draw the choices in a thread of their own, unless something else is chosen meanwhile."""
+        """Draw the choices in a separate thread, and discard the picture if the choice has changed."""
         plan = self.plan
         try:
             chart = plan.plot.frontier()
-            # No PNG: vl-convert holds the interpreter's lock while it draws, and no notebook saves a widget.
+            # No PNG: vl-convert holds the GIL while it draws, and notebooks do not save widgets.
             bundle = {"application/vnd.vegalite.v5+json": chart.to_dict(), "text/plain": repr(chart)}
         except Exception as error:  # noqa: BLE001 - a thread has no caller, so it is shown
             bundle = {"text/plain": f"The choices cannot be drawn: {type(error).__name__}: {error}"}
@@ -175,26 +175,26 @@ class Picker:
 
 
 def pick(plan: Plan) -> Picker:
-    """Return controls for a plan: every change shows its price, its time and its place among the others.
+    """Return controls for a plan: every change shows its price, its time and its place among other plans.
 
-    ``picker.plan`` is then what was picked, and ``picker.code`` the line that makes the same plan.
+    ``picker.plan`` is then the chosen plan, and ``picker.code`` the line of code that makes it.
 
     Spends: nothing.
 
     Parameters
     ----------
     plan : Plan
-        To begin with; it stays as it is.
+        The plan to start from; it is not changed.
 
     Raises
     ------
     PlanError
-        This is no plan.
+        If the argument is not a plan.
 
     Notes
     -----
-    A notebook saves no widgets. Opened without its kernel it shows the plan and the line of code as they
-    were when the picker was shown. Copy the line into a cell to keep what was picked.
+    A notebook does not save widgets. Opened without its kernel, it shows the plan and the line of code as
+    they were when the picker was displayed. Copy the line into a cell to keep the chosen plan.
 
     Examples
     --------
@@ -213,7 +213,7 @@ def pick(plan: Plan) -> Picker:
 
 
 def _close(page: str) -> str:
-    """Return HTML with the lines of a text, not as far apart as controls."""
+    """Return HTML with the line spacing of text instead of that of controls."""
     return f'<div style="line-height:1.45">{page}</div>'
 
 

@@ -1,8 +1,8 @@
-"""Watch: a run, or a limited client, followed on the page while it works, and what stays when it has ended.
+"""Watch: follow a run or a limited client on the page while it works, and keep its final figures.
 
-A thread of its own reads the figures once a second and replaces what the page shows, so that neither the
-kernel nor the run waits for it. Only the text of a run and its buttons are widgets. At the end they give way
-to a table, which is saved with the notebook, as the picture is, and needs no kernel.
+A separate thread reads the figures once a second and updates the page, so that neither the kernel nor the
+run waits for it. Only the text of a run and its buttons are widgets. At the end a table replaces them. Like
+the picture, it is saved with the notebook and needs no kernel.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from claudescale.running.runs import Run
 
 REFRESH_SECONDS, LINE_SECONDS = 1.0, 10.0
-"""Between two refreshes of a page, and between two lines where there is none."""
+"""Seconds between two refreshes of a page, and between two printed lines outside a notebook."""
 _LOOK_SECONDS = 0.1
-_FAR = 5  # a limit that many times above the rates would press them flat
+_FAR = 5  # a limit that many times above the rates would flatten them
 _TIPS = {
     "stop": "Send nothing more. What is in flight is paid for and kept; the same plan sends the rest.",
     "leave": "Send nothing more and let the batches continue at the API. The same plan collects them.",
@@ -46,28 +46,29 @@ def watch(run: Run) -> Watch: ...
 @overload
 def watch(run: AsyncAnthropic) -> ClientWatch: ...
 def watch(run: Run | AsyncAnthropic) -> Watch | ClientWatch:
-    """Show how a run goes while it goes on: progress, rates against limits, dollars, latency, errors.
+    """Follow a run while it works: progress, rates against limits, dollars, latency, errors.
 
-    Returns at once, so other cells can be run meanwhile. When the run has ended, a table and a picture stay
-    that are saved with the notebook. Of a run that has ended they are shown at once. Any number of watchers
-    may follow a run. Outside a notebook it prints a line every ten seconds.
+    Returns at once, so other cells can run meanwhile. When the run has ended, a table and a picture remain
+    and are saved with the notebook. For a run that has already ended they are shown at once. Any number of
+    watchers can follow a run. Outside a notebook it prints a line every ten seconds.
 
     Spends: nothing.
 
     Parameters
     ----------
     run : Run or AsyncAnthropic
-        From ``plan.start(client)``: ``await plan.run(client)`` returns only at the end. Or a client from
-        `limit`: it is followed until it is closed, and its calls are a frame at ``cs.watch(claude).calls``.
+        A run from ``plan.start(client)``, since ``await plan.run(client)`` returns only at the end. Or a
+        client from `limit`, which is followed until the watcher is closed; ``cs.watch(claude).calls`` is a
+        frame of its calls.
 
     Raises
     ------
     TypeError
-        This is neither.
+        If the argument is neither.
 
     Notes
     -----
-    A refresh takes about two milliseconds of a thread of its own, however many rows there are.
+    A refresh takes about two milliseconds in a separate thread, for any number of rows.
     """
     if (limiter := limiter_of(run)) is not None:
         return ClientWatch(limiter)
@@ -81,25 +82,25 @@ def watch(run: Run | AsyncAnthropic) -> Watch | ClientWatch:
 
 
 def prepare() -> None:
-    """Import what a watcher takes, before a run's first call: later it would slow the others."""
+    """Import a watcher's dependencies before a run's first call, as a later import would delay its calls."""
     import ipywidgets  # noqa: F401, PLC0415 - slow to import
 
 
 class Follower(ABC):
-    """Shows something now and then, in a thread of its own, until it is closed or has ended."""
+    """Shows something at intervals from a separate thread, until it is closed or has ended."""
 
     def __init__(self) -> None:
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Follow it no longer. A run continues; its table and picture of this moment stay.
+        """Stop following. A run continues; its current table and picture remain on the page.
 
         Spends: nothing.
         """
         self._closed.set()
 
     def _start(self) -> None:
-        context = contextvars.copy_context()  # output goes to the cell of this moment
+        context = contextvars.copy_context()  # output goes to the current cell
         work = threading.Thread(
             target=context.run, args=[self._follow], name="claudescale-watch", daemon=True
         )
@@ -107,18 +108,18 @@ class Follower(ABC):
 
     @abstractmethod
     def _follow(self) -> None:
-        """Show it until the end."""
+        """Show updates until the end."""
 
 
 class Watch(Follower):
-    """A run that is watched; `watch` makes one.
+    """A watcher of a run; `watch` makes one.
 
     Attributes
     ----------
     run : Run
-        What is watched.
+        The watched run.
     refreshes : int
-        How often it was shown.
+        Number of refreshes so far.
     """
 
     def __init__(self, run: Run) -> None:
@@ -145,11 +146,11 @@ class Watch(Follower):
         return repr(self.run)
 
     def _ipython_display_(self) -> None:
-        """Show nothing: as the last line of the cell that made it, it is shown already."""
+        """Show nothing, as the cell that made it shows it already."""
 
     def _follow(self) -> None:
         while self.run.state in GOING and not self._closed.is_set():
-            # Polars raises the interrupt of another cell in whatever thread is collecting.
+            # Polars raises the interrupt of another cell in any thread that is collecting.
             with suppress(KeyboardInterrupt):
                 self._refresh()
                 self.refreshes += 1
@@ -160,20 +161,21 @@ class Watch(Follower):
 
     def _refresh(self) -> None:
         if self._panel is None:
-            print(line(self.run), flush=True)  # noqa: T201 - what it is for
+            print(line(self.run), flush=True)  # noqa: T201 - its purpose
             return
         self._panel.show()
         if self.run.plan.mode != "batch":
             self._handles[1].update(self._picture(), raw=True)
 
     def _wait(self, seconds: float) -> None:
-        """Return after so long, or at the end."""
+        """Return after that many seconds, or at the end of the run."""
         for _ in range(round(seconds / _LOOK_SECONDS)):
             if self._closed.wait(_LOOK_SECONDS) or self.run.state not in GOING:
                 return
 
     def _settle(self) -> None:
-        """Show what stays. The cell that waits for the run does so too: nbconvert hears that one alone."""
+        """Show the final output."""
+        # The cell that waits for the run calls this as well, as nbconvert captures that cell alone.
         with self._settling:
             self._stays = self._stays or self._last_shown()
         if self._handles:
@@ -183,18 +185,18 @@ class Watch(Follower):
             self._handles = [_display(bundle) for bundle in self._stays]
 
     def _last_shown(self) -> list[dict[str, Any]]:
-        """Return the table and the picture that stay; outside a notebook print the table."""
+        """Return the final table and picture; outside a notebook print the table."""
         run = self.run
         table = {"text/html": run._repr_html_(), "text/plain": repr(run)}
         if not loops.in_notebook():
-            print(repr(run), flush=True)  # noqa: T201 - what it is for
+            print(repr(run), flush=True)  # noqa: T201 - its purpose
             return [table]
         if run.plan.mode == "live":
             return [table, self._picture(png=True)]
         return [table, run.plot.batches()._repr_mimebundle_()]
 
     def _picture(self, *, png: bool = False) -> dict[str, Any]:
-        """Return the picture of this moment; none of batches, as the API shows no progress of them."""
+        """Return the current picture; batches have none, as the API does not report their progress."""
         run = self.run
         if run.plan.mode == "batch":
             return {"text/plain": ""}
@@ -202,7 +204,7 @@ class Watch(Follower):
 
 
 class Panel:
-    """The widgets of a run: made once and then only told new values, so nothing loses the focus."""
+    """The widgets of a run: created once and then updated in place, so that none loses the focus."""
 
     def __init__(self, run: Run) -> None:
         import ipywidgets as widgets  # noqa: PLC0415 - slow to import, and many runs are never watched
@@ -218,7 +220,7 @@ class Panel:
         self.show()
 
     def show(self) -> None:
-        """Tell the widgets how the run goes now. What reads the same is not sent again."""
+        """Update the widgets to the current figures; an unchanged value is not sent again."""
         run, counts = self._run, self._run.counts
         done = f"{counts.done:,} of {plural(counts.sent, 'row')} done"
         self._figures.value = (
@@ -230,16 +232,16 @@ class Panel:
             button.disabled = run.job.asked in {"stop", asked}
 
     def close(self) -> None:
-        """Take the widgets off the page, and out of the page's and the kernel's memory."""
+        """Remove the widgets from the page and from the memory of page and kernel."""
         for widget in (*self.box.children, self.box):
             widget.close()
 
 
 class ClientWatch(Follower, Shown):
-    """The calls of a limited client; `watch` makes one. As the last line of a cell it follows them there.
+    """A watcher of a limited client's calls; `watch` makes one. As a cell's last line it follows them there.
 
-    A client never ends: it is followed until this is closed or shown elsewhere, and what it showed last
-    stays. Outside a notebook it prints a line every ten seconds in which there were calls.
+    A client never ends, so it is followed until the watcher is closed or displayed elsewhere. The last
+    figures remain. Outside a notebook it prints a line every ten seconds, if there were calls.
     """
 
     def __init__(self, limiter: Limiter) -> None:
@@ -251,12 +253,12 @@ class ClientWatch(Follower, Shown):
 
     @property
     def calls(self) -> pl.DataFrame:
-        """The latest calls that have ended, one row each: schema `claudescale.pacing.middleware.CALLS`."""
+        """The latest ended calls, one row each: schema `claudescale.pacing.middleware.CALLS`."""
         return self._limiter.calls
 
     @property
     def rates(self) -> pl.DataFrame:
-        """What the last minute used of each limit: schema `claudescale.pacing.middleware.RATES`."""
+        """The use of each limit in the last minute: schema `claudescale.pacing.middleware.RATES`."""
         return self._limiter.rates
 
     @property
@@ -269,7 +271,7 @@ class ClientWatch(Follower, Shown):
         )
 
     def _card(self) -> Card:
-        """Return the figures of this moment."""
+        """Return the current figures."""
         groups: dict[str, list[str]] = {}
         for group, _, used, most in self.rates.iter_rows():
             groups.setdefault(group, []).append(f"{used:,.0f} / {most:,.0f}")
@@ -282,7 +284,7 @@ class ClientWatch(Follower, Shown):
         )
 
     def _ipython_display_(self) -> None:
-        """Show the figures in this cell, and from now on there only."""
+        """Show the figures in this cell, and from now on only here."""
         self._closed.set()
         self._closed = threading.Event()
         self._handle = _display(self._bundle)
@@ -293,7 +295,7 @@ class ClientWatch(Follower, Shown):
         return {"text/html": self._repr_html_(), "text/plain": repr(self)}
 
     def _follow(self) -> None:
-        """Show the figures where they have changed."""
+        """Show the figures whenever they change."""
         closed, handle, before = self._closed, self._handle, self._headline
         while not closed.wait(REFRESH_SECONDS if handle else LINE_SECONDS):
             if (line := self._headline) == before:
@@ -302,25 +304,23 @@ class ClientWatch(Follower, Shown):
             if handle:
                 handle.update(self._bundle, raw=True)
             else:
-                print(line, flush=True)  # noqa: T201 - what it is for
+                print(line, flush=True)  # noqa: T201 - its purpose
 
 
 def _display(bundle: Mapping[str, Any]) -> Any:
-    """Display something in this cell, and return the handle to what is there."""
-    from IPython import display  # noqa: PLC0415 - there only in a notebook
+    """Display something in this cell, and return the handle of the display."""
+    from IPython import display  # noqa: PLC0415 - available only in a notebook
 
     show: Any = display.display
     return show(bundle, raw=True, display_id=True)
 
 
-# the live picture, written down as Vega-Lite: Altair would take the run's own time
+# the live picture, written directly in Vega-Lite: Altair would take processor time from the run
 
 
 def drawn(run: Run, limits: Limits) -> dict[str, Any]:
-    """Return the live picture: whole slices, up to where most of the calls sent are answered.
-
-    A call counts when it was sent but is known when it is answered: the newest slices are not complete.
-    """
+    """Return the live picture of complete slices, up to where most of the sent calls are answered."""
+    # A call counts when it was sent but is known only once answered, so the newest slices are incomplete.
     rates = run.counts.rates().with_columns(end=pl.col("minute") + pl.col("slice_minutes"))
     if run.state in GOING:
         known = run.minutes - (run.counts.latency(0.95) or 0.0) / 60
@@ -334,7 +334,7 @@ def drawn(run: Run, limits: Limits) -> dict[str, Any]:
 
 
 def _panel(rates: pl.DataFrame, name: str, limit: float, *, is_last: bool) -> dict[str, Any]:
-    """Return one rate over time, with its limit where that does not press it flat."""
+    """Return one rate over time, with its limit unless that would flatten it."""
     rate = f"{name}_per_minute"
     words = f"{name.replace('_', ' ').capitalize()} per minute, limit {limit:,.0f}"
     time_axis = {"labelExpr": views.CLOCK, "labels": is_last, "ticks": is_last}

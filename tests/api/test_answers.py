@@ -1,4 +1,4 @@
-"""What one answer means: tables of cases, any bytes, and Messages that come in events."""
+"""The meaning of one answer: tables of cases, arbitrary bytes, and Messages that arrive as events."""
 
 import json
 
@@ -15,12 +15,12 @@ MOVED = {"location": "https://a:b@x.com/v1/messages?k=1"}
 
 
 def body(kind="invalid_request_error", words="no", code=None):
-    """Return the bytes of an error."""
+    """Return the body of an error."""
     return json.dumps(error(kind, words, **({"error_code": code} if code else {}))).encode()
 
 
 def message_body(text="fine", **changes):
-    """Return the bytes of a Message."""
+    """Return the body of a Message."""
     return json.dumps(message(text, **changes)).encode()
 
 
@@ -60,7 +60,7 @@ ERRORS = [  # status, headers, body, outcome, error, final
 
 @pytest.mark.parametrize(("status", "headers", "content", "outcome", "kind", "final"), ERRORS)
 def test_each_error_has_its_one_meaning(status, headers, content, outcome, kind, final):
-    """By status, header, type, code and words: what is tried again, what ends a row and what ends the run."""
+    """Status, header, type, code and wording decide between retrying, ending the row and ending the run."""
     found = verdict(Answer(status, headers, content))
     assert (found.outcome, found.error, found.final) == (outcome, kind, final)
     assert found.reply is None
@@ -69,7 +69,7 @@ def test_each_error_has_its_one_meaning(status, headers, content, outcome, kind,
 
 
 def test_a_trouble_of_the_account_is_no_rows_last_word():
-    """Whatever its status, live or in a batch, it stops the run and no row is to blame."""
+    """An account error, live or in a batch, with any status, stops the run and blames no row."""
     for code in FACTS.account_codes:
         result = {"type": "errored", "error": error("invalid_request_error", "no", error_code=code)}
         for found in (verdict(Answer(400, {}, body(code=code))), verdict_on_result(result)):
@@ -82,7 +82,7 @@ def test_a_trouble_of_the_account_is_no_rows_last_word():
      ("authentication_error", False, "stop"), ("simulator_error", False, "stop")],
 )  # fmt: skip
 def test_silence_may_be_paid_where_a_request_was_sent(failure, sent, outcome):
-    """Where no answer came, what was sent may have been billed, and what was not cannot."""
+    """A request that was sent and got no answer may have been billed; an unsent one cannot have been."""
     found = verdict(Answer(None, {}, b"", failure, sent))
     assert (found.outcome, found.error, found.unseen, found.final) == (outcome, failure, sent, False)
 
@@ -104,7 +104,7 @@ MESSAGES = [  # body, error, unseen
 
 @pytest.mark.parametrize(("content", "flaw", "unseen"), MESSAGES)
 def test_any_message_is_a_paid_answer(content, flaw, unseen):
-    """Whole or not, it is final and paid; without usage its price is not seen."""
+    """A Message is final and paid, complete or not; without usage its price is unknown."""
     found = verdict(Answer(200, {}, content))
     assert (found.outcome, found.error, found.final, found.unseen) == ("answered", flaw, True, unseen)
     assert found.reply == json.loads(content)
@@ -117,14 +117,14 @@ DAMAGED += [b'{"content": ' + b"9" * 5_000 + b"}"]
 
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_200_that_is_no_message_is_asked_for_again(content):
-    """It was billed, perhaps, and is not the row's last word."""
+    """A 200 that is not a Message may have been billed, and its row is sent again."""
     found = verdict(Answer(200, {}, content))
     assert (found.outcome, found.error) == ("again", "invalid_response")
     assert (found.unseen, found.final) == (True, False)
 
 
 def test_no_key_stands_in_words():
-    """A key that a server repeats is not passed on, and endless words are cut."""
+    """A key that a server echoes is redacted, and an endless message is truncated."""
     found = verdict(Answer(400, {}, body(words="bad key sk-ant-api03-abcdefgh_1234 " + "x" * 9_000)))
     assert found.message.startswith("bad key sk-...")
     assert "abcdefgh" not in found.message
@@ -132,7 +132,7 @@ def test_no_key_stands_in_words():
 
 
 def test_the_text_blocks_are_the_reply():
-    """In their order, whatever else stands among them; or what a tool was called with, as JSON."""
+    """The reply is the text blocks in order, whatever other blocks there are, or a tool's input as JSON."""
     texts = [{"type": "text", "text": "a"}, {"type": "hologram"}, {"type": "text", "text": "c"}]
     called = [{"type": "tool_use", "input": {"label": "good"}}]
     odd = [{"type": "text", "text": ["a"]}, {"text": "a"}]
@@ -140,7 +140,7 @@ def test_the_text_blocks_are_the_reply():
     assert found == ["ac", '{"label":"good"}', None, None]
 
 
-# ------------------------------------------------------------------------- Messages that come in events
+# --------------------------------------------------------------------- Messages that arrive as events
 
 WHOLE = message(
     content=[
@@ -156,7 +156,7 @@ EVENTS = [part for _, part in events(WHOLE, 0, 1)]
 
 
 def streamed(content, kind="text/event-stream; charset=utf-8", part_bytes=1 << 20):
-    """Return the answer that a stream makes, fed in parts."""
+    """Return the answer built from a stream that is fed in pieces."""
     made = StreamedMessage()
     for start in range(0, len(content), part_bytes):
         made.feed(content[start : start + part_bytes])
@@ -165,7 +165,7 @@ def streamed(content, kind="text/event-stream; charset=utf-8", part_bytes=1 << 2
 
 @pytest.mark.parametrize("part_bytes", [1, 7, 1 << 20])
 def test_a_streamed_message_is_the_same_as_a_whole_one(part_bytes):
-    """Texts, tool inputs, usage and the reason to stop, in any pieces, with new kinds of events as well."""
+    """Texts, tool inputs, usage and stop reason survive any split of the stream and unknown event types."""
     parts = [*EVENTS[:3], event({"type": "of_tomorrow", "index": 9}), *EVENTS[3:]]
     assert json.loads(streamed(b"".join(parts), part_bytes=part_bytes).content) == WHOLE
 
@@ -176,7 +176,7 @@ def test_a_streamed_message_is_the_same_as_a_whole_one(part_bytes):
      ("invalid_request_error", "failed"), ("of_tomorrow", "overloaded")],
 )  # fmt: skip
 def test_a_stream_that_breaks_is_lost_but_its_input_is_paid(more, outcome):
-    """An error in it means what its type says; the input that the beginning tells stands in the attempt."""
+    """An error event has the meaning of its type, and the attempt records the input from the first event."""
     lost = streamed(b"".join([*EVENTS[:5], event(error(more, "Words.")) if more else b""]))
     found = verdict(lost)
     assert (found.outcome, found.error, found.unseen) == (outcome, more or "connection_error", True)
@@ -184,6 +184,6 @@ def test_a_stream_that_breaks_is_lost_but_its_input_is_paid(more, outcome):
 
 
 def test_a_gateway_that_does_not_stream_is_understood():
-    """A whole Message is taken as it is, and a page is none."""
+    """A whole Message in place of a stream is accepted, and an HTML page is not."""
     for content, outcome in ((json.dumps(WHOLE).encode(), "answered"), (b"<html>data: x</html>", "again")):
         assert verdict(streamed(content, "text/html")).outcome == outcome

@@ -1,4 +1,4 @@
-"""The catalog: every fact is dated, names resolve, what is unknown is an error."""
+"""The catalog: every fact is dated, names resolve, and anything unknown is an error."""
 
 import re
 import tomllib
@@ -22,7 +22,7 @@ HAIKU = "claude-haiku-5-5"
 
 
 def test_every_fact_is_dated_and_no_price_is_among_them():
-    """Each row of catalog.toml names its source and day; its only dollars are the tiers' monthly caps."""
+    """Each row of catalog.toml has a source and a date; its only dollars are the tiers' monthly caps."""
     text = Path(catalog.__file__).with_name("catalog.toml").read_text()
     data = tomllib.loads(text)
     rows = [*data["model"], *data["retired"], *data["tier"], *data["tokenizer"].values()]
@@ -33,7 +33,7 @@ def test_every_fact_is_dated_and_no_price_is_among_them():
 
 
 def test_the_facts_of_a_model_agree_with_each_other():
-    """Successors are models that stay; bulk rows keep thinking small by values that the model takes."""
+    """Successors are not retiring themselves, and bulk settings limit thinking with valid values."""
     for model in catalog.MODELS.values():
         assert model.lifecycle == "active" or catalog.model(model.successor).retires_on is None
         assert not model.thinking_off or model.thinking_off["type"] in model.thinking_types
@@ -46,7 +46,7 @@ def test_the_facts_of_a_model_agree_with_each_other():
 
 @pytest.mark.moving
 def test_the_catalog_agrees_with_the_sdk_and_genai_prices():
-    """A model, a day or a length that has moved since the catalog was checked is a warning: it is news."""
+    """A model, date or length that has changed since the catalog was checked gives a warning."""
     from anthropic.resources.messages.messages import DEPRECATED_MODELS  # noqa: PLC0415
     from anthropic.types.model import Model  # noqa: PLC0415
     from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415
@@ -78,18 +78,18 @@ def test_the_catalog_agrees_with_the_sdk_and_genai_prices():
     ],
 )
 def test_a_wrong_model_says_what_to_type(name, words):
-    """An unknown model names the nearest one, a retired one its successor, another thing a name."""
+    """An unknown model suggests the nearest one, a retired one its successor, and a non-string a name."""
     with pytest.raises(PlanError, match=words):
         catalog.model(name)
 
 
 def test_a_model_retires_at_its_moment():
-    """A model can be called until 9 AM Pacific of its day, in winter and summer."""
+    """A model can be called until 9 AM Pacific on its retirement date, in winter and in summer."""
     model, moment = catalog.model("claude-sonnet-4-5-20250929"), datetime(2026, 11, 30, 17, tzinfo=UTC)
     assert (model.id, model.retires_at) == ("claude-sonnet-4-5", moment)
     assert catalog.refusal(model, moment - timedelta(seconds=1)) is None
     assert "retired on 2026-11-30, and requests to it fail. Use 'claude-son" in catalog.refusal(model, moment)
-    # "Not sooner than" is no retirement: the day may pass.
+    # "Not sooner than" announces no retirement: the date may pass.
     assert catalog.notices(catalog.model("claude-haiku-4-5"), datetime(2030, 1, 1, tzinfo=UTC)) == []
     pacific = ZoneInfo("America/Los_Angeles")
     for day in (date(2026, month, 1) + timedelta(n) for month in (3, 11) for n in range(30)):
@@ -106,7 +106,7 @@ def test_a_model_retires_at_its_moment():
     ],
 )
 def test_what_is_said_of_a_model_that_goes_away(at, minutes, words):
-    """A retirement is announced sixty days ahead, and a batch that may not end before it is told."""
+    """A retirement is announced sixty days ahead, and a batch that may not finish in time gets a warning."""
     found = catalog.notices(catalog.model("claude-opus-4-5"), at, batch_minutes=minutes)
     assert all(word in note for word, note in zip(words, found, strict=True))
     assert "Use 'claude-opus-5-5'" in found[0]
@@ -114,7 +114,7 @@ def test_what_is_said_of_a_model_that_goes_away(at, minutes, words):
 
 @pytest.mark.parametrize("tier", [1, "1", "TIER-1"])
 def test_the_rates_of_a_tier(tier):
-    """Each published tier gives its three limits for a current model, however it is written."""
+    """Each published tier gives its three limits for a current model, in any spelling of its name."""
     assert Limits.of(tier, HAIKU).per_minute == (50, 40_000, 8_000)
     assert Limits.of("SCALE", HAIKU).per_minute == (10_000, 10_000_000, 2_000_000)
 
@@ -130,13 +130,13 @@ def test_the_rates_of_a_tier(tier):
     ],
 )
 def test_unknown_limits_are_an_error_at_use(tier, model, words):
-    """A tier that is not there, or whose limits are not published, says what to type instead."""
+    """A tier that does not exist or has no published limits gives an error that says what to type."""
     with pytest.raises(UnknownTier, match=words):
         Limits.of(tier, model)
 
 
 def test_the_frames_of_models_and_tiers():
-    """models() has the prices of the moment and who can be called then; tiers() a row for each of a model."""
+    """models() lists current prices and which models can be called; tiers() has a row per tier and model."""
     frame, later = models(at=NOW), models(at=datetime(2026, 12, 1, tzinfo=UTC))
     assert (frame.schema, frame["model"].to_list()) == (MODELS, list(catalog.MODELS))
     assert set(frame["model"]) - set(later["model"]) == {"claude-sonnet-4-5"}
@@ -151,7 +151,7 @@ def test_the_frames_of_models_and_tiers():
 
 
 def test_an_unknown_price_is_an_error(monkeypatch):
-    """No price, or no batch price yet, raises; genai-prices would answer with the full price silently."""
+    """A missing price or batch price raises, where genai-prices would silently return the full price."""
     unpriced = replace(catalog.model(HAIKU), id="claude-unpriced")
     monkeypatch.setitem(catalog._BY_NAME, "claude-unpriced", unpriced)
     with pytest.raises(UnknownModel, match="does not know the price of claude-unpriced"):

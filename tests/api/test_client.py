@@ -1,4 +1,4 @@
-"""The way to the API: what `connect` finds, what cannot be sent, and one request's one answer over HTTP."""
+"""Access to the API: what `connect` finds, what cannot be sent, and one request over HTTP."""
 
 import asyncio
 import gc
@@ -25,7 +25,7 @@ LONG = 30_000
 
 
 async def answer_of(client, *, ask=True, **options):
-    """Return what a wire makes of one body, and which API it found."""
+    """Return the answer a wire makes of one body, and the API it reached."""
     opened = Wire(client, **options)
     try:
         api = await opened.api() if ask else None
@@ -43,7 +43,7 @@ KEYS = [{name: "sk-ant-secret"} for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUT
 
 
 def test_half_a_federation_is_no_simulator(monkeypatch):
-    """What is set to sign in with, and is not whole, is named: nobody practises where they meant to work."""
+    """Incomplete federation settings are named instead of silently falling back to a simulator."""
     monkeypatch.setenv("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_1")
     with pytest.raises(cs.PlanError, match="ANTHROPIC_FEDERATION_RULE_ID is set, but not all that it needs"):
         cs.connect()
@@ -51,7 +51,7 @@ def test_half_a_federation_is_no_simulator(monkeypatch):
 
 @pytest.mark.parametrize("environment", [*KEYS, FEDERATION, {"ANTHROPIC_PROFILE": "mine"}])
 def test_whatever_the_sdk_signs_in_with_is_live(environment, monkeypatch, tmp_path, capsys):
-    """A key, a token, federation or a profile means the API, unless simulate=True, and a line says so."""
+    """A key, token, federation or profile selects the API unless simulate=True, and a line says so."""
     (folder := tmp_path / ".config" / "anthropic" / "configs").mkdir(parents=True)
     if "ANTHROPIC_PROFILE" in environment:
         (folder / "mine.json").write_text('{"authentication": {"type": "user_oauth"}}')
@@ -66,7 +66,7 @@ def test_whatever_the_sdk_signs_in_with_is_live(environment, monkeypatch, tmp_pa
 
 
 def test_without_a_key_it_is_a_simulator(capsys, monkeypatch):
-    """With nothing in the environment calls cost nothing, and a line says so; simulate=False never does."""
+    """Without credentials, calls cost nothing and a line says so; simulate=False raises instead."""
     assert cs.connect(speed=20, tier=2).base_url.host == "127.0.0.1"
     assert re.match("SIMULATED: .*20 times real time", capsys.readouterr().err)
     with pytest.raises(cs.PlanError, match="ANTHROPIC_API_KEY"):
@@ -81,7 +81,7 @@ BAD_KEYS = [KEY + "\n", "  ", f'"{KEY}"', KEY[:20] + "\r\n" + KEY[20:], KEY + "Ã
 
 @pytest.mark.parametrize("key", BAD_KEYS)
 def test_a_key_that_cannot_be_sent(key, monkeypatch):
-    """Neither connect nor a run takes it; the message names the argument and never shows the key."""
+    """Both connect and a run refuse it; the message names the argument and never shows the key."""
     with pytest.raises(cs.PlanError, match="The api_key cannot be sent: it is empty") as caught:
         cs.connect(api_key=key)
     assert "not_a_real_key" not in str(caught.value)
@@ -99,7 +99,7 @@ BAD_ADDRESSES += ["https://gateway.example.com/x?tenant=1", "https://gateway.exa
 
 @pytest.mark.parametrize("url", BAD_ADDRESSES)
 def test_an_address_that_nothing_can_be_sent_to(url, monkeypatch):
-    """An address by argument or environment that cannot work is refused before anything is sent."""
+    """An unusable address from an argument or the environment is refused before anything is sent."""
     monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
     for given in ({"base_url": url}, {}):
         with pytest.raises(cs.PlanError, match=r"is not a usable address\. Write https://") as caught:
@@ -111,7 +111,7 @@ def test_an_address_that_nothing_can_be_sent_to(url, monkeypatch):
 
 
 def test_a_reply_of_a_simulator():
-    """Its clock and seed are the API's; one that did not say so before is not taken for the API."""
+    """Its clock and seed identify the API; a reply from a simulator that was not declared is an error."""
     with simulator(speed=60, seed=5) as api:
         answer, found = asyncio.run(answer_of(api.client()))
         undeclared, _ = asyncio.run(answer_of(api.client(), ask=False))
@@ -121,14 +121,14 @@ def test_a_reply_of_a_simulator():
 
 
 def test_a_path_is_part_of_the_api():
-    """Two APIs behind one host are two APIs; a password in the address is no part of the name."""
+    """Two APIs behind one host stay distinct; a password in the address is not part of the name."""
     url = "http://someone:password@gateway.invalid:8080/anthropic/"
     found = asyncio.run(Wire(anthropic.AsyncAnthropic(api_key=KEY, base_url=url)).api())
     assert found.name == "gateway.invalid:8080/anthropic"
 
 
 def test_connections_are_kept_alive_and_long_headers_read():
-    """The transport has the SDK's TCP keep-alive, and a gateway's header of 100 KB costs no paid answer."""
+    """The transport has the SDK's TCP keep-alive, and a gateway's 100 KB header loses no paid answer."""
 
     async def go(client):
         async with Wire(client) as opened:
@@ -144,7 +144,7 @@ def test_connections_are_kept_alive_and_long_headers_read():
 
 @pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
 def test_a_client_that_nobody_closes_ends_quietly(caplog):
-    """A script that calls the API itself and just ends leaves no complaint about a session behind."""
+    """A script that calls the API itself and exits leaves no warning about an unclosed session."""
     question = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
     with Canned(lambda *_: (200, {}, canned.message())) as server:
         client = cs.connect(api_key=KEY, base_url=server.url)
@@ -156,7 +156,7 @@ def test_a_client_that_nobody_closes_ends_quietly(caplog):
 
 
 def test_what_was_handled_meanwhile_says_nothing_of_a_call():
-    """Only what an error came from decides whether a call was sent, not what the caller was handling."""
+    """Only an error's own cause decides whether a call was sent, not what its caller was handling."""
     error = httpx2.ReadTimeout("this call")
     error.__context__ = httpx2.ConnectTimeout("another call")
     assert wire.no_answer(error, "host").sent
@@ -165,7 +165,7 @@ def test_what_was_handled_meanwhile_says_nothing_of_a_call():
 
 
 def test_a_free_call_is_patient_in_api_time():
-    """What is refused is asked again after as much API time as was asked for; a plain no is not."""
+    """A refused request is retried after the requested delay in API time; a plain no is not retried."""
     no = (400, {}, canned.error("invalid_request_error", "No."))
     wait = (429, {"retry-after": "60"}, canned.error("rate_limit_error", "Slow down."))
     answers = [no, (200, {}, {"input_tokens": 7}), wait, wait]
@@ -185,7 +185,7 @@ def test_a_free_call_is_patient_in_api_time():
 
 @pytest.mark.slow
 def test_a_stream_that_falls_silent_is_given_up(monkeypatch):
-    """Without an event for long it is lost: nobody waits for the whole time that a reply may take."""
+    """A stream without an event for too long is lost, well before the longest time a reply may take."""
     monkeypatch.setattr(wire, "_IDLE_SECONDS", 0.5)
     usage = {"input_tokens": 1_000, "output_tokens": 1}
     start = {"type": "message_start", "message": canned.message(content=[], stop_reason=None, usage=usage)}
@@ -193,7 +193,7 @@ def test_a_stream_that_falls_silent_is_given_up(monkeypatch):
     async def silent(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + event(start))
-        await reader.read()  # until the other side has had enough
+        await reader.read()  # until the other side has received enough
         writer.close()
 
     async def go():
@@ -208,7 +208,7 @@ def test_a_stream_that_falls_silent_is_given_up(monkeypatch):
 
 @pytest.mark.slow
 def test_a_long_reply_is_streamed_and_is_the_same(path):
-    """The key of a row does not change with streaming, and what is paid is what the simulator bills."""
+    """Streaming leaves a row's key unchanged, and the amount paid is what the simulator bills."""
     with simulator(seed=3, speed=100) as api:
         plan = a_plan(reviews(20), max_tokens=LONG)
         run = finished(plan, api.client(), ledger=path)

@@ -1,4 +1,4 @@
-"""Rate limits: tables, the API's headers, its rate-limit endpoint, and what a plan learns of them."""
+"""Rate limits: tables, the API's headers, its rate-limit endpoint, and how a plan learns them."""
 
 import math
 from datetime import UTC, date, datetime, timedelta
@@ -19,7 +19,7 @@ START, BUILD = (1_000, 2_000_000, 400_000), (5_000, 5_000_000, 1_000_000)
 
 
 def limits(*per_minute, **more):
-    """Return limits of a user's own."""
+    """Return user-defined limits."""
     return Limits(**dict(zip(THREE, per_minute, strict=True)), **more)
 
 
@@ -30,7 +30,7 @@ OWN = "a workspace or contract may set its own."
 @pytest.mark.parametrize("value", [math.inf, math.nan, -1, 0, "300", True, 1e300, Decimal("NaN"), [1]])
 @pytest.mark.parametrize("name", ["requests_per_minute", "batch_queue_requests"])
 def test_a_limit_that_is_none_is_named(name, value):
-    """A limit that no pacer could keep, or that is no number, is an error that says what to type."""
+    """A limit that no pacer could keep, or that is not a number, gives an error that says what to type."""
     with pytest.raises(PlanError, match=name):
         Limits(**(dict.fromkeys(THREE, 1e6) | {name: value}))
     with pytest.raises(PlanError, match="needs all three limits"):
@@ -39,14 +39,14 @@ def test_a_limit_that_is_none_is_named(name, value):
 
 @pytest.mark.parametrize("value", [1e-6, 1e12, Decimal("0.5")])
 def test_a_plan_with_extreme_limits_is_shown(value):
-    """The least and the highest limits there may be still give a plan that can be looked at."""
+    """The lowest and the highest valid limits still give a plan that can be displayed."""
     plan = a_plan(reviews(2), tier=limits(*[value] * 3))
     assert repr(plan)
     assert plan.options["minutes"].is_finite().all()
 
 
 def test_limits_are_shared_and_say_where_they_come_from():
-    """Half of the limits is half of each; the source, its day, and why nothing better is known are said."""
+    """Sharing halves each limit; the source, its date and the reason for falling back to it are shown."""
     assert LIMITS.shared(0.5).per_minute == (30, 3_000, 300)
     assert repr(LIMITS).endswith("600 output tokens a minute, given by you)")
     known = limits(60, 6_000, 600, source="a table", checked=date(2026, 5, 27), note="no better")
@@ -62,7 +62,7 @@ def headers(**figures):
 
 
 def test_every_header_is_read():
-    """Limit and remaining of the three buckets, and the time to wait in two forms."""
+    """Limit and remaining of all three buckets are read, and the retry delay in both of its forms."""
     names = ("requests", "input_tokens", "output_tokens")
     given = {f"{name}_{what}": figure for name in names for what, figure in (("limit", 9), ("remaining", 4))}
     readings = read_headers({**headers(**given), "retry-after": "7"})
@@ -79,13 +79,13 @@ ODD = ["Wed, 21 Oct 2026 07:28:00 +999999999999", "Wed, 21 Oct 99999999999999999
 
 @pytest.mark.parametrize("odd", ODD)
 def test_damaged_headers_read_as_unknown(odd):
-    """Whatever a proxy makes of the headers is unknown and no figure of an account."""
+    """A header damaged by a proxy counts as unknown and never as a figure of the account."""
     readings = read_headers({"retry-after": odd, **headers(requests_limit=odd, output_tokens_remaining=odd)})
     assert readings == (((None, None),) * 3, None)
 
 
 def test_headers_beat_the_table():
-    """What the API says of the account is used; then the same object until it says more."""
+    """The API's own figures replace the table's, and the object is reused until they change."""
     told = read_headers(headers(requests_limit=4_000))
     first = told.limits(LIMITS)
     assert (first.per_minute, first.source) == ((4_000, 6_000, 600), HEADERS)
@@ -97,14 +97,14 @@ def test_headers_beat_the_table():
 
 
 def entry(kind, models=None, *, flat=False, **values):
-    """Return an entry of the list, with its type nested as the SDK has it, or flat as the page shows it."""
+    """Return a list entry with its type nested as in the SDK or flat as in the documentation."""
     group = {"group_type": kind} if flat else {"group": {"id": "rlg_1", "type": kind}}
     return {**group, "models": models, "limits": [{"type": name, "value": values[name]} for name in values]}
 
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_every_kind_of_group_is_read(flat):
-    """Limits of the model's group and of batches; of two for the same tokens the smaller."""
+    """The limits of the model's group and of batches are read; of two on the same tokens the smaller wins."""
     items = [
         entry("model_group", [MODEL], flat=flat, **dict(zip(THREE, (50, 40_000, 8_000), strict=True))),
         entry("model_group", [MODEL], flat=flat, input_tokens_per_minute_cache_aware=30_000),
@@ -118,7 +118,7 @@ def test_every_kind_of_group_is_read(flat):
 
 
 def test_what_the_api_does_not_tell_stays_as_it_is_known():
-    """Nothing is guessed: an answer that says nothing of the model leaves a note why."""
+    """Nothing is guessed: an answer without the model keeps the known limits and notes why."""
     known, told = Limits.of("start", MODEL), dict(zip(THREE, (9, 90, 9), strict=True))
     found = known.updated([entry("model_group", [MODEL], **told)], MODEL)
     assert (found.per_minute, found.batch_queue_requests) == ((9, 90, 9), 200_000)
@@ -128,12 +128,12 @@ def test_what_the_api_does_not_tell_stays_as_it_is_known():
         assert known.updated(entries, MODEL).per_minute == START
 
 
-# ------------------------------------------------------------------------------------- what a plan learns
+# -------------------------------------------------------------------------------------- limits of a plan
 
 
 @pytest.mark.slow
 def test_a_plan_learns_what_the_rate_limit_api_tells():
-    """All five limits of its model, free of charge; they hold until another tier or model is named."""
+    """All five limits of its model are free of charge and hold until the tier or model changes."""
     with simulator(tier="build", speed=60) as api:
         plan = cs.wait(a_plan(reviews(30), tier="start").learn_limits(api.client()))
         assert api.stats["calls"] == api.stats["billed_rows"] == 0
@@ -148,7 +148,7 @@ def test_a_plan_learns_what_the_rate_limit_api_tells():
 
 @pytest.mark.slow
 def test_a_key_that_may_not_is_no_error():
-    """The table stays in force and says so; a pilot that asked the API tells more; silence tells nothing."""
+    """The table stays in force and says so; a pilot against the API adds figures, and no answer adds none."""
     with simulator(tier=(70, 900_000, 90_000), speed=60) as api:
         client, start = api.client(api_key="sk-ant-api03-ordinary"), a_plan(reviews(30), tier="start")
         plan = cs.wait(start.learn_limits(client))
@@ -172,6 +172,6 @@ def test_a_key_that_may_not_is_no_error():
     ],
 )  # fmt: skip
 def test_limits_that_differ_are_named_with_the_tier_they_are_of(own, tier, words):
-    """Only the limits that differ are named, then what the tier named has, then whose they are."""
+    """Only differing limits are named, next to those of the named tier and the account they belong to."""
     assert differs(limits(*own), tier, HAIKU).endswith(words)
     assert differs(Limits.of(tier, MODEL), tier, HAIKU) is None

@@ -1,4 +1,4 @@
-"""Models that the catalog does not have, names that are sent as typed, and the Models API."""
+"""Models missing from the catalog, names sent as typed, and the Models API."""
 
 import json
 import math
@@ -26,7 +26,7 @@ BATCHED = pytest.mark.parametrize("mode", ["live", "batch"])
 
 @pytest.fixture
 def _served(monkeypatch):
-    """Let the simulator serve the name, as a gateway does."""
+    """Make the simulator serve the name, as a gateway would."""
     named = vars(catalog) | {"model": lambda name: catalog.model(MODEL if name == "my-haiku" else name)}
     monkeypatch.setattr("claudescale.simulator.requests.catalog", SimpleNamespace(**named))
 
@@ -36,7 +36,7 @@ def sent(plan):
 
 
 def test_its_name_is_sent_and_is_part_of_the_key():
-    """The body has the id, the keys differ from the twin's, everything else is as the twin's."""
+    """The body has the id and the keys differ from the twin's; everything else equals the twin's."""
     own, twin = a_plan(reviews(3), model=PRICED), a_plan(reviews(3))
     assert sent(own) == {"my-haiku"}
     assert not set(own.requests["custom_id"]) & set(twin.requests["custom_id"])
@@ -46,7 +46,7 @@ def test_its_name_is_sent_and_is_part_of_the_key():
 
 
 def test_a_dated_id_is_sent_as_typed():
-    """The body has what was typed; facts, price and keys are those of the alias, so no row is paid twice."""
+    """The body has the dated id; facts, price and keys are the alias's, so no row is paid twice."""
     dated, short = (a_plan(reviews(3), model=f"claude-haiku-4-5{day}") for day in ("-20251001", ""))
     assert (sent(dated), sent(short)) == ({"claude-haiku-4-5-20251001"}, {"claude-haiku-4-5"})
     assert dated.requests["custom_id"].to_list() == short.requests["custom_id"].to_list()
@@ -57,7 +57,7 @@ def test_a_dated_id_is_sent_as_typed():
 @pytest.mark.usefixtures("_served")
 @BATCHED
 def test_given_prices_make_the_bill(mode):
-    """Dollars are tokens times what was given, half in batches; bill and card say whose prices they are."""
+    """Dollars are tokens times the given prices, halved in batches; bill and card name their source."""
     plan = a_plan(reviews(6), model=PRICED, mode=mode)
     assert "given by you" in repr(plan)
     with simulator(speed=600) as api:
@@ -66,7 +66,7 @@ def test_given_prices_make_the_bill(mode):
     assert run.counts.dollars == pytest.approx(wanted / (2 if mode == "batch" else 1), rel=1e-9)
     assert run.bill["dollars"].sum() == pytest.approx(run.counts.dollars, rel=1e-9)
     assert run.bill["prices"].unique().to_list() == ["given by you"]
-    # Who has the ledger alone sees what was recorded, and that no price is known.
+    # With the ledger alone, the recorded data show only that no price is known.
     alone = prices.bill(run.attempts).row(-1, named=True)
     assert (alone["part"], alone["prices"]) == ("price not known", "not known")
     assert alone["dollars"] == pytest.approx(run.counts.dollars, rel=1e-9)
@@ -79,7 +79,7 @@ def test_given_prices_make_the_bill(mode):
 @pytest.mark.usefixtures("_served")
 @BATCHED
 def test_without_prices_dollars_are_unknown(mode, path):
-    """Nothing is guessed: options, counts and bill have no dollars, and the run works."""
+    """Nothing is guessed: options, counts and bill have no dollars, and the run still works."""
     plan = a_plan(reviews(6), model=UNPRICED, mode=mode)
     assert plan.options["dollars"].is_nan().all()
     assert "Prices: not known" in repr(plan)
@@ -105,7 +105,7 @@ def test_without_prices_dollars_are_unknown(mode, path):
     ],
 )
 def test_what_cannot_be_is_named_with_what_to_type(options, words):
-    """What is wrong with a model of one's own is a PlanError, and so is a budget for one without prices."""
+    """An invalid custom model is a PlanError that says what to type, as is a budget without prices."""
     with pytest.raises(cs.PlanError, match=words):
         cs.Model(**{"id": "a", **options})
     with pytest.raises(cs.PlanError, match=r"input_dollars=\.\.\., output_dollars="):
@@ -116,7 +116,7 @@ def test_what_cannot_be_is_named_with_what_to_type(options, words):
 
 
 def info(name, **changes):
-    """Return a model as the Models API shows it, agreeing with the catalog but for the changes."""
+    """Return a model as the Models API reports it, equal to the catalog except for the changes."""
     return json.loads(json.dumps(model_info(catalog.model(name), NOW))) | changes
 
 
@@ -126,7 +126,7 @@ def row(frame, name):
 
 @pytest.mark.slow
 def test_the_simulators_models_are_the_catalogs(monkeypatch):
-    """One free call gives every model with its lifecycle, and nothing differs."""
+    """One free call returns every model with its lifecycle, and nothing differs."""
     monkeypatch.setattr(catalog, "now", lambda: NOW)
     monkeypatch.setattr("claudescale.simulator.Clock", partial(Clock, now=NOW.timestamp()))
     with simulator() as api, Canned(passed_on(api.url)) as server:
@@ -144,7 +144,7 @@ def test_the_simulators_models_are_the_catalogs(monkeypatch):
 
 
 def test_what_differs_is_named():
-    """A revised day, another length, another capability and a new model are named, each by its column."""
+    """A revised date, length or capability and a new model are each reported under their column."""
     capabilities = info("claude-opus-5-5")["capabilities"] | {"batch": {"supported": False}}
     listed = [
         info("claude-sonnet-4-5", retires_at="2027-01-15T17:00:00Z"),
@@ -157,14 +157,14 @@ def test_what_differs_is_named():
     assert row(frame, "claude-sonnet-4-5")["differs"] == ["retires_on"]
     assert row(frame, "claude-haiku-4-5")["differs"] == ["lifecycle", "retires_on"]
     assert row(frame, "claude-opus-5-5")["differs"] == ["max_output_tokens", "batch"]
-    assert row(frame, "claude-sonnet-5-5")["batch"] is None  # the API did not say
+    assert row(frame, "claude-sonnet-5-5")["batch"] is None  # missing from the API's answer
     new = row(frame, "claude-haiku-6")
     assert (new["differs"], new["line"], new["max_tokens"]) == (["model"], "haiku", 128_000)
     assert new["dollars_per_million_input_tokens"] is row(frame, "gateway-model")["max_tokens"] is None
 
 
 def test_damaged_answers_read_as_unknown():
-    """Whatever the API says, there is a frame; what cannot be read is null."""
+    """Any answer of the API gives a frame, in which unreadable values are null."""
     odd = {"effort": "high", "thinking": {"types": None}, "batch": 1}
     for changes in ({"retires_at": 5, "capabilities": []}, {"retires_at": "soon", "capabilities": odd}):
         assert compared([info("claude-haiku-5-5", max_tokens="many", **changes)], NOW).schema == API_MODELS

@@ -1,4 +1,4 @@
-"""Clients that are not the SDK's plain one, and what stands in the way: transports, proxies, TLS."""
+"""Clients other than the SDK's plain one, and obstacles on the network: transports, proxies, TLS."""
 
 import asyncio
 import shutil
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def between():
-    """Run a simulator with a server before it that keeps every request."""
+    """Run a simulator behind a server that records every request."""
     with cs.Simulator(speed=600, batch_seconds=60, latency=0.2) as api, Canned(passed_on(api.url)) as server:
         yield server
 
@@ -36,7 +36,7 @@ def answered(client, rows=3, **options):
 
 
 def calls(server):
-    """Return path, headers by their lower-case names, and body of what asked for a reply or a batch."""
+    """Return path, headers by lower-case name, and body of each request for a reply or a batch."""
     posts = [call[1:] for call in server.seen if call[0] == "POST" and call[1].startswith("/v1/messages")]
     return [(path, {name.lower(): sent[name] for name in sent}, body) for path, sent, body in posts]
 
@@ -45,7 +45,7 @@ def calls(server):
 
 
 class Ours(anthropic.AsyncAnthropic):
-    """A client with arguments and hooks of its own."""
+    """A client with its own arguments and hooks."""
 
     def __init__(self, team, url):
         more = {"default_headers": {"x-team": team}, "default_query": {"tenant": "7"}}
@@ -53,7 +53,7 @@ class Ours(anthropic.AsyncAnthropic):
         self.passed = []
 
     async def middle(self, request, call_next):
-        """Note every request."""
+        """Record every request."""
         self.passed.append(request.method)
         return await call_next(request)
 
@@ -63,15 +63,15 @@ class Ours(anthropic.AsyncAnthropic):
 
     @property
     def auth_headers(self):
-        """Sign in by other means than a bearer."""
+        """Authenticate without a bearer token."""
         return {"x-api-key": "of-the-vault"}
 
 
 @BATCHED
 def test_a_subclass_keeps_what_it_adds(between, mode):
-    """Headers, query, middleware and hooks of a class with its own `__init__` hold for every call."""
+    """Headers, query, middleware and hooks of a class with its own `__init__` apply to every call."""
     client = Ours("data", between.url)
-    assert client.messages is client.messages  # a resource that knows the original is made
+    assert client.messages is client.messages  # creates a resource that holds the original client
     assert answered(client, mode=mode)
     for path, headers, body in calls(between):
         assert (headers["x-team"], headers["x-api-key"]) == ("data", "of-the-vault")
@@ -83,13 +83,13 @@ def test_a_subclass_keeps_what_it_adds(between, mode):
 
 @pytest.mark.parametrize("kind", [anthropic.Anthropic, anthropic.AsyncAnthropicBedrock])
 def test_what_cannot_be_a_runs_client_is_named(kind):
-    """A synchronous client, or one of another wire, is refused."""
+    """A synchronous client, or one for another wire protocol, is refused."""
     with pytest.raises(cs.PlanError, match=f"is of type {kind.__name__}, and a run needs an AsyncAnthropic"):
         a_plan(reviews(1)).start(object.__new__(kind), ledger=None, progress=False)
 
 
 def test_google_cloud_signs_in_and_foundry_is_live_only(between):
-    """Google Cloud's requests carry its provider's token; Foundry has no batches, and says so before."""
+    """Requests to Google Cloud carry its provider's token; Foundry has no batches and says so in advance."""
     google = {"project": "p", "workspace_id": "w", "token_provider": lambda: "token"}
     client = anthropic.AsyncAnthropicGoogleCloud(base_url=between.url, **google)
     assert answered(client, mode="batch")
@@ -100,13 +100,13 @@ def test_google_cloud_signs_in_and_foundry_is_live_only(between):
 
 
 def providing(token, url, **options):
-    """Return a client that signs in by a token provider."""
+    """Return a client that authenticates with a token provider."""
     given = AccessToken(token=token, expires_at=None)
     return anthropic.AsyncAnthropic(credentials=lambda **_: given, base_url=url, **options)
 
 
 def test_credentials_are_kept(between):
-    """A token provider signs every call, of this run and of the next one."""
+    """A token provider authenticates every call of this run and of the next one."""
     client = providing("of-the-provider", between.url)
     assert all(answered(client, rows) for rows in (2, 3))
     assert {headers["authorization"] for _, headers, _ in calls(between)} == {"Bearer of-the-provider"}
@@ -114,7 +114,7 @@ def test_credentials_are_kept(between):
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_provider_whose_token_cannot_be_sent(own, between):
-    """A token with a newline, known only at the call, stops the run at once: nothing sent, nothing shown."""
+    """A token with a newline, known only at the call, stops the run at once, unsent and never shown."""
     client = providing(KEY + "\n", between.url, **({"http_client": httpx2.AsyncClient()} if own else {}))
     with pytest.raises(cs.RunStopped, match="newline") as caught:
         answered(client, 1)
@@ -129,7 +129,7 @@ def test_a_provider_whose_token_cannot_be_sent(own, between):
 
 
 def test_an_http_client_of_ones_own_is_used(between):
-    """All calls of a run, and of the next one, go over the http_client that the user gave; it stays open."""
+    """All calls of this run and the next one use the http_client the user passed, which stays open."""
     used = []
 
     async def note(request):
@@ -145,7 +145,7 @@ def test_an_http_client_of_ones_own_is_used(between):
 
 
 def test_a_client_that_was_used_elsewhere(between):
-    """The SDK's own transport is left for its loop; one of the user's works on one loop only."""
+    """The SDK's own transport is left to its loop; the user's transport works on one loop only."""
     own = anthropic.AsyncAnthropic(api_key=KEY, base_url=between.url, http_client=httpx2.AsyncClient())
     client = anthropic.AsyncAnthropic(api_key=KEY, base_url=between.url)
 
@@ -165,7 +165,7 @@ def test_a_client_that_was_used_elsewhere(between):
 
 @pytest.mark.parametrize("timeout", [0.5, httpx2.Timeout(30, read=0.5)])
 def test_the_clients_time_out_is_kept(timeout):
-    """A call is given up after the client's own time-out, counted as maybe paid, and tried again."""
+    """A call is abandoned after the client's own timeout, counted as possibly paid, and retried."""
     released = threading.Event()
 
     def handler(*_):
@@ -180,12 +180,12 @@ def test_the_clients_time_out_is_kept(timeout):
     assert run.attempts["error"].to_list() == ["timeout_error", None]
 
 
-# -------------------------------------------------------------------------- what stands in the way
+# ------------------------------------------------------------------------------ obstacles on the network
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """Return the file of a certificate that signs itself, with its key."""
+    """Return the file of a self-signed certificate and its key."""
     path = tmp_path_factory.mktemp("tls") / "both.pem"
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
@@ -197,7 +197,7 @@ def certificate(tmp_path_factory):
 
 @pytest.fixture
 def ports(certificate, monkeypatch):
-    """Serve plain HTTP, TLS and a proxy that wants a password, and leave a port free; no run is patient."""
+    """Serve plain HTTP, TLS and a proxy with a password, and leave a port free; no run retries for long."""
     monkeypatch.setattr(health, "UNREACHABLE_SECONDS", 0.0)
     monkeypatch.setattr(health, "SILENT_FAILURES", 2)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -220,12 +220,12 @@ WAYS = {
 }
 
 
-# The SDK's transport hands a proxy's password on in aiohttp's older way.
+# The SDK's transport passes a proxy's password in aiohttp's older way.
 @pytest.mark.filterwarnings("ignore:BasicAuth is deprecated", "ignore:The 'proxy_auth' parameter")
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("way", WAYS)
 def test_what_stands_in_the_way_is_named(way, own, ports, monkeypatch):
-    """The innermost cause is given in words, over both transports; nothing was sent, so nothing is paid."""
+    """The innermost cause is put into words for both transports; nothing was sent, so nothing is paid."""
     url, proxy, words = WAYS[way]
     for name in ("HTTP_PROXY", "HTTPS_PROXY") if proxy else ():
         monkeypatch.setenv(name, proxy.format(**ports))
@@ -241,7 +241,7 @@ def test_what_stands_in_the_way_is_named(way, own, ports, monkeypatch):
 
 
 def test_certificates_of_the_environment_are_trusted_here_too(certificate, ports, monkeypatch):
-    """SSL_CERT_FILE holds for an address on this machine, where no proxy is used."""
+    """SSL_CERT_FILE also applies to an address on this machine, where no proxy is used."""
     monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{ports['dead']}")
     client = cs.connect(api_key=KEY, base_url=f"https://127.0.0.1:{ports['tls']}")

@@ -1,4 +1,4 @@
-"""Bills: every row at genai-prices' price and by what its answer says, every dollar in one part."""
+"""Bills: every row has genai-prices' price for its answer, and every dollar is in exactly one part."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -14,7 +14,7 @@ from claudescale.errors import PlanError, UnknownModel
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 ASKED, OTHER = "claude-haiku-5-5", "claude-opus-5-5"
-TWINS = {"claude-mythos-5-1", "claude-mythos-5"}  # genai-prices has their Fable twins alone
+TWINS = {"claude-mythos-5-1", "claude-mythos-5"}  # genai-prices lists only their Fable twins
 TOKENS = list(catalog.COLUMNS.values())
 SCHEMA = {
     **dict.fromkeys(("key", "model", "mode", "error", *catalog.TRAITS), pl.String),
@@ -33,7 +33,7 @@ USAGES = pl.DataFrame(
 
 
 def by_genai(model, mode, usage, at=NOW):
-    """Give the dollars of one request as genai-prices counts them."""
+    """Return the dollars of one request according to genai-prices."""
     write = usage["cache_write_5m_input_tokens"] + usage["cache_write_1h_input_tokens"]
     used = genai_prices.Usage(
         input_tokens=usage["input_tokens"] + write + usage["cache_read_input_tokens"],
@@ -50,7 +50,7 @@ def by_genai(model, mode, usage, at=NOW):
 
 
 def attempt(key="a", *, model=ASKED, mode="live", error=None, billed=True, at=NOW, **tokens):
-    """Give one row of attempts, priced by genai-prices."""
+    """Return one row of attempts, priced by genai-prices."""
     usage = dict.fromkeys(TOKENS, 0) | {name: count for name, count in tokens.items() if name in TOKENS}
     paid = by_genai(model, mode, usage, at) if billed else 0.0
     row = {"key": key, "model": model, "mode": mode, "sent_at": at, "error": error, "dollars": paid}
@@ -58,7 +58,7 @@ def attempt(key="a", *, model=ASKED, mode="live", error=None, billed=True, at=NO
 
 
 def frame(*rows):
-    """Give a frame of attempts."""
+    """Return a frame of attempts."""
     return pl.DataFrame(list(rows), schema=SCHEMA)
 
 
@@ -79,7 +79,7 @@ MIXED = frame(
 @pytest.mark.parametrize("mode", ["live", "batch"])
 @pytest.mark.parametrize("model", [name for name in catalog.MODELS if name not in TWINS])
 def test_dollars_are_those_of_genai_prices(mode, model):
-    """The dollars of a usage are genai-prices' own, for every model and mode, in a frame and alone."""
+    """The dollars of a usage equal genai-prices' for every model and mode, in a frame and alone."""
     price = prices.price(model, mode=mode, at=NOW)
     each = prices.dollars(price, **{name: pl.col(name) for name in TOKENS})
     rows, paid = USAGES.to_dicts(), USAGES.select(dollars=each)
@@ -89,7 +89,7 @@ def test_dollars_are_those_of_genai_prices(mode, model):
 
 
 def test_every_model_has_the_price_of_its_day():
-    """UTC decides the day; Mythos costs what its twin costs; an unknown price raises."""
+    """The UTC date decides; Mythos costs the same as its twin; an unknown price raises."""
     for model in TWINS:
         twin = prices.price(model.replace("mythos", "fable"), at=NOW)
         assert prices.price(model, at=NOW).steps == twin.steps
@@ -105,7 +105,7 @@ def test_every_model_has_the_price_of_its_day():
 
 
 def test_the_parts_of_a_bill_sum_to_what_was_billed():
-    """Every billed dollar is in one part, over models, days and price steps; so is a price that changed."""
+    """Every billed dollar is in exactly one part, across models, days, price steps and price changes."""
     bill, parts = prices.bill(MIXED), ["input", *catalog.PARTS[1:4], "reply", "thinking"]
     assert (bill.schema, bill["part"].to_list()) == (prices.BILL, parts)
     assert bill["share"].sum() == pytest.approx(1)
@@ -120,7 +120,7 @@ def test_the_parts_of_a_bill_sum_to_what_was_billed():
 
 
 def test_waste_is_shown_by_kind():
-    """Billed replies without a result and refused calls are told apart, and a repeated reply is waste."""
+    """Billed replies without a result, refused calls and repeated replies are separate kinds of waste."""
     waste = prices.waste(MIXED)
     kinds = {row["kind"]: (row["attempts"], row["tokens"], row["dollars"]) for row in waste.to_dicts()}
     cut, repeated = MIXED["dollars"][7], MIXED["dollars"][-1]
@@ -130,7 +130,7 @@ def test_waste_is_shown_by_kind():
 
 
 def live(row, *, cached):
-    """Price one row live, with its cache or without."""
+    """Price one live row, with or without its cache."""
     usage = {name: row[name] for name in TOKENS}
     if not cached:
         prompt = sum(usage.values()) - usage["output_tokens"]
@@ -139,7 +139,7 @@ def live(row, *, cached):
 
 
 def test_savings_are_against_the_same_rows_done_plainly():
-    """What deduplication, cache and batches saved adds up from the plain price to what was billed."""
+    """Savings from deduplication, cache and batches add up from the plain price to the billed amount."""
     duplicates = pl.DataFrame({"key": ["a", "nobody"], "duplicates": [40, 99]})
     saved = prices.savings(MIXED, duplicates=duplicates)
     assert saved.schema == prices.SAVINGS
@@ -151,11 +151,11 @@ def test_savings_are_against_the_same_rows_done_plainly():
     assert saved["dollars_with"][-1] == pytest.approx(paid)
 
 
-# ----------------------------------------------------------------- what an answer costs by what it says
+# ------------------------------------------------------------------ the cost of an answer by its usage
 
 
 def answer(input_tokens, output_tokens, *, model=ASKED, searches=0, geo="global", refused=None):
-    """Return a Message as the API writes one."""
+    """Return a Message in the API's form."""
     usage = {"input_tokens": input_tokens, "output_tokens": output_tokens, "inference_geo": geo}
     usage |= {"server_tool_use": {"web_search_requests": searches, "web_fetch_requests": 0}}
     details = {"type": "refusal", "category": refused, "explanation": None} if refused else None
@@ -164,9 +164,9 @@ def answer(input_tokens, output_tokens, *, model=ASKED, searches=0, geo="global"
     return canned.message(model=model, content=content, stop_reason=reason, stop_details=details, usage=usage)
 
 
-# By hand, dollars per million tokens: the asked model 0.10 in and 0.50 out, above 100,000 tokens of
-# prompt 0.50 and 2.50; the other 4 in and 20 out; US geography 1.1 times; a search 0.01.
-# In batches half of that, but for searches.
+# Calculated by hand, dollars per million tokens. The requested model costs 0.10 in and 0.50 out, and
+# 0.50 and 2.50 for prompts above 100,000 tokens; the other 4 in and 20 out. US geography is 1.1 times,
+# a search 0.01. Batches cost half of that, except for searches.
 ACCOUNT = {
     "five searches": (answer(60_000, 4_000, searches=5), 0.058, 0.054),
     "a fallback answered": (answer(10_000, 2_000, model=OTHER), 0.080, 0.040),
@@ -214,22 +214,22 @@ def test_a_run_costs_what_the_account_says(mode):
 
 @pytest.mark.slow
 def test_a_budget_holds_with_searches():
-    """However many searches and tokens the answers have, the worst case is set aside before each call."""
+    """The worst case is reserved before each call, however many searches and tokens the answers have."""
     answers = {f"row {n}": answer(900_000, 1_024, geo="us", searches=1) for n in range(6)}
     run = ran(answers, budget=2.5, params={"tools": [{**SEARCH, "max_uses": 1}]})
-    assert run.counts.answered == 3  # 0.51 each, and 1.39 at worst
+    assert run.counts.answered == 3  # 0.51 each, and 1.39 in the worst case
     assert run.counts.dollars == pytest.approx(3 * (1.1 * (900_000 * 0.5e-6 + 1_024 * 2.5e-6) + 0.01))
 
 
 def test_the_worst_case_knows_geography_and_tools():
-    """A workspace may answer in the US unasked; with tools of the API every turn may read a full context."""
+    """A workspace may default to US geography, and with server tools every turn may read a full context."""
     price = prices.price(ASKED, inference_geo=prices.worst_geography(None))
     assert price.steps[0].output == pytest.approx(0.55e-6)
     assert prices.price(ASKED, inference_geo="global") == prices.price(ASKED)
     assert prices.price("claude-haiku-4-5", inference_geo="us") == prices.price("claude-haiku-4-5")
     plan = cs.plan(pl.DataFrame({"text": ["a"]}), "{text}", model=ASKED, params={"tools": [SEARCH]})
     most = prices.most_with_tools(price, plan.compiled.model, plan.max_tokens, plan.compiled.prompt.charges)
-    # Six turns of a million tokens that are written to the cache, and of 1,024 tokens; five searches.
+    # Six turns of a million tokens written to the cache, and of 1,024 tokens; five searches.
     assert most == pytest.approx(6 * (1e6 * 0.6875e-6 + 1_024 * 2.75e-6) + 0.05)
     with pytest.raises(cs.PlanError, match="max_uses"):
         plan.replace(budget=100.0, params={"tools": [{**SEARCH, "max_uses": None}]})
@@ -238,7 +238,7 @@ def test_the_worst_case_knows_geography_and_tools():
 
 
 def test_estimates_know_geography_and_searches():
-    """US geography is a factor on all tokens, a search tool adds a fee, and a pilot tells how many."""
+    """US geography multiplies all token prices, a search tool adds a fee, and a pilot measures how many."""
     texts = pl.DataFrame({"text": ["a" * 1_000] * 3, "n": [1, 2, 3]})
     plan = cs.plan(texts, "{text} {n}", model=ASKED)
     there = plan.replace(params={"inference_geo": "us"})

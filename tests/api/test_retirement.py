@@ -1,4 +1,4 @@
-"""A model that retires: what was paid for stays readable, and only sending asks whether it can be called."""
+"""Retiring models: paid results stay readable, and only sending checks whether a model can be called."""
 
 from datetime import UTC, datetime
 from functools import partial
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def pass_time(monkeypatch):
-    """Let it be the eve of the model's retirement, and return how time passes, for the catalog and an API."""
+    """Start on the eve of retirement, and return a function that advances the clock of catalog and API."""
 
     def later(seconds, api=None):
         monkeypatch.setattr(catalog, "now", lambda: datetime.fromtimestamp(EVE + seconds, UTC))
@@ -37,7 +37,7 @@ def the_plan(mode="batch", rows=ROWS):
 
 
 def left_alone(api, path):
-    """Submit a batch and leave, as somebody does who closes the lid."""
+    """Submit a batch and disconnect, as when a laptop lid is closed."""
     run = cs.wait(the_plan().run(api.client(), ledger=path, progress=False, wait=False))
     run.leave()
     assert cs.wait(run).state == "left"
@@ -45,7 +45,7 @@ def left_alone(api, path):
 
 @pytest.mark.parametrize("mode", ["batch", "hybrid"])
 def test_a_batch_is_collected_after_its_model_has_retired(mode, path, pass_time):
-    """In every mode what a batch answered comes in at half the price of its day; a row more is refused."""
+    """In every mode the batch's answers arrive at half the price of their day; one more row is refused."""
     with simulator(speed=600, batch_seconds=3_600) as api:
         left_alone(api, path)
         pass_time(DAY, api)
@@ -61,7 +61,7 @@ def test_a_batch_is_collected_after_its_model_has_retired(mode, path, pass_time)
 
 
 def test_rows_that_expired_are_not_sent_to_a_retired_model(path, pass_time):
-    """The batch is collected first, what it answered is kept, and the run ends: nothing is sent again."""
+    """The batch is collected first, its answers are kept, and the run ends without resending anything."""
     with simulator(speed=600, batch_seconds=40 * 3_600) as api:
         api.clock._epoch -= 2 * DAY
         left_alone(api, path)
@@ -75,7 +75,7 @@ def test_rows_that_expired_are_not_sent_to_a_retired_model(path, pass_time):
 
 
 def test_a_model_can_be_called_until_its_moment(pass_time):
-    """On its last day, before 9 AM Pacific, a run goes as ever; its card says that a batch may be late."""
+    """On its last day, before 9 AM Pacific, a run works as usual; its card warns that a batch may be late."""
     text = repr(the_plan())
     assert "retires on 2026-11-30 at 17:00 UTC" in text
     assert "A batch may take 24 hours" in text

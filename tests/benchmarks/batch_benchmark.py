@@ -1,9 +1,9 @@
-"""Client processor time of a batch's rows, beside the SDK's own methods in the same run.
+"""Client processor time of a batch's rows, next to the SDK's own methods in the same run.
 
-Run: ``python tests/benchmarks/batch_benchmark.py [rows]`` with the package importable. A small server in a
-process of its own gives the same result lines to all. Each contender runs in a process of its own, twice,
-in turns, and the smaller figure counts: microseconds of CPU a row, kernel time and all threads included,
-and the most memory above what the process had before.
+Run: ``python tests/benchmarks/batch_benchmark.py [rows]`` with the package importable. A small server in its
+own process sends all contenders the same result lines. Each contender runs in its own process, twice, in
+turns, and the smaller figure counts: microseconds of CPU per row, kernel time and all threads included, and
+the highest additional memory of the process.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ WORDS = ("the parcel came late", "its box was open", "“customer”", "said she
 
 
 def result_lines(rows):
-    """Yield results as the API writes them: 2% errored, 2% expired, 4% with thinking, the rest replies."""
+    """Yield results in the API's form: 2% errored, 2% expired, 4% with thinking, the rest replies."""
     drawn = random.Random(1)
     for number in range(rows):
         text = " ".join(drawn.choices(WORDS, k=drawn.randint(2, 20))) + ".\nEnd"
@@ -57,7 +57,7 @@ def result_lines(rows):
 
 
 def serve(pipe, rows):
-    """Serve one batch that has ended, and its results, until the process is ended."""
+    """Serve one ended batch and its results until the process is ended."""
     from aiohttp import web  # noqa: PLC0415  # only this process
 
     lines = b"".join(result_lines(rows))
@@ -100,7 +100,7 @@ def serve(pipe, rows):
 
 
 async def sdk_collect(url, **options):
-    """Read every result by the SDK and keep what a table of replies needs."""
+    """Read every result by the SDK and keep the columns of a table of replies."""
     from anthropic import AsyncAnthropic  # noqa: PLC0415  # only this contender
 
     rows = []
@@ -120,7 +120,7 @@ async def sdk_collect_aiohttp(url):
 
 
 async def our_download(url):
-    """Read the blocks of lines, and no more."""
+    """Read the blocks of lines and discard them."""
     return await _streamed(url, lambda block: block.count(b"\n"))
 
 
@@ -130,7 +130,7 @@ async def our_attempts(url):
 
 
 async def our_collect(url):
-    """Read the blocks, make attempts of them, and keep them in a ledger on the disk."""
+    """Read the blocks, make attempts of them, and keep them in a ledger on disk."""
     from claudescale.ledger.store import Store  # noqa: PLC0415  # only this contender
 
     def keep(block):
@@ -146,7 +146,7 @@ async def our_collect(url):
 
 
 async def _streamed(url, take):
-    """Pass the body on in blocks of whole lines, about 8 MB each, and return how many rows were taken."""
+    """Forward the body in blocks of whole lines, about 8 MB each, and return the number of rows received."""
     from anthropic import AsyncAnthropic, DefaultAioHttpClient  # noqa: PLC0415  # only these contenders
 
     rows, parts, size = 0, [], 0
@@ -206,7 +206,7 @@ async def sdk_create(url, frame):
 
 
 async def our_create(url, frame):
-    """Do what a run does: key, claim and write down every row, then post them as they are rendered."""
+    """Do the work of a run: key, claim and record every row, then post them as they are rendered."""
     import claudescale as cs  # noqa: PLC0415  # only this contender
     from claudescale.api.answers import read_object  # noqa: PLC0415
     from claudescale.api.client import BatchWire, RenderedBody, Wire  # noqa: PLC0415
@@ -247,7 +247,7 @@ def measure(pipe, contender, small, url):
 
 
 def started(context, work, *arguments):
-    """Return a process at work, and what it sends first."""
+    """Return a running process and its first message."""
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(sender, *arguments), daemon=True)
     process.start()
@@ -256,7 +256,7 @@ def started(context, work, *arguments):
 
 
 def best_of_two(context, measure, contenders, *given):
-    """Return the reading of each contender with the least CPU, of two in turns."""
+    """Return each contender's reading with the least CPU, of two in turns."""
     best = {}
     for name, contender in [*contenders.items()] * 2:
         process, found = started(context, measure, contender, *given)
@@ -266,7 +266,7 @@ def best_of_two(context, measure, contenders, *given):
 
 
 def collecting(context, rows):
-    """Print what it costs to turn the results of a batch into a table."""
+    """Print the cost of turning a batch's results into a table."""
     servers = [started(context, serve, count) for count in (200, rows)]
     (small, _), (url, size) = (found for _, found in servers)
     best = best_of_two(context, measure, COLLECT, small, url)
@@ -281,7 +281,7 @@ def collecting(context, rows):
 
 
 def creating(context, rows):
-    """Print what it costs to make a batch of a frame."""
+    """Print the cost of making a batch from a frame."""
     server, (url, _) = started(context, serve, 1)
     best = best_of_two(context, measure_create, CREATE, url, rows)
     server.terminate()

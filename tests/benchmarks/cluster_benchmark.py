@@ -1,7 +1,7 @@
-"""What a run on a cluster reaches of a limit, and what kills cost.
+"""The share of a limit that a run on a cluster reaches, and the cost of kills.
 
-Run: ``python tests/benchmarks/cluster_benchmark.py [share] [kills]``, the package and its extra ``dask``
-being importable. The simulator is a process of its own and enforces limits by the second.
+Run: ``python tests/benchmarks/cluster_benchmark.py [share] [kills]`` with the package and its extra ``dask``
+importable. The simulator runs in its own process and enforces limits by the second.
 """
 
 import json
@@ -26,7 +26,7 @@ WIDE = 100_000_000
 
 @contextmanager
 def served(per_minute):
-    """Serve a simulator; lend its address."""
+    """Serve a simulator and yield its address."""
     limits = {"requests": per_minute, "input-tokens": WIDE, "output-tokens": WIDE}
     command = [sys.executable, "-m", "claudescale.simulator", "--port", "0", "--bucket-seconds", "1"]
     command += [part for name, limit in limits.items() for part in (f"--{name}-per-minute", str(limit))]
@@ -55,11 +55,11 @@ def started(url, rows, per_minute, ledger, on):
 
 
 def share(rows=4_000, per_minute=4_800):
-    """Print the pace of a whole run over the limit, its tails counted."""
+    """Print the pace of a whole run over the limit, including its tails."""
     for workers in (0, 1, 2, 4):
         on = Client(n_workers=workers, set_as_default=False) if workers else None
         with served(per_minute) as url, tempfile.TemporaryDirectory() as folder:
-            cs.wait(started(url, 200, 60_000, None, on))  # so that every process has imported what it needs
+            cs.wait(started(url, 200, 60_000, None, on))  # so that every process has done its imports
             run = cs.wait(started(url, rows, per_minute, Path(folder) / "l", on))
             reached, refused = rows / run.minutes / per_minute, run.counts.refused
         print(f"{workers or 'no'} workers: {reached:.1%} of the limit, {refused} refusals of {rows:,}")

@@ -1,10 +1,10 @@
-"""How often does a choice clear a gate that its true score is below; how often do intervals hold the truth.
+"""How often a choice clears a gate above its true score, and how often intervals contain the truth.
 
 Run: ``python tests/benchmarks/evidence_benchmark.py [trials]`` with the package importable. In every trial
-some models answer the same rows, whose difficulty they share. At 95% confidence "wrong" must not be above
-0.05 for right or wrong, which is exact; for other scores, here badly skewed ones, it shows how far off it is.
-"covered" is the share of intervals of the first model that hold its true mean, "enough" how often the rows
-asked for settle it.
+some models answer the same rows and share their difficulty. At 95% confidence "wrong" must not exceed 0.05
+for right-or-wrong scores, whose test is exact; for other scores, here badly skewed, it shows the error.
+"covered" is the share of the first model's intervals that contain its true mean, "enough" is how often the
+requested number of rows settles the question.
 """
 
 import random
@@ -24,7 +24,7 @@ KINDS = ("right or wrong", "a number from 0 to 1", "a number from 1 to 5")
 
 
 def scores_of(luck, kind, truths, rows):
-    """Return the scores of each model on the same rows: of the mean asked for, correlated, and skewed."""
+    """Return the scores of each model on the same rows, with the given mean, correlated and skewed."""
     scores = {f"m{number}": [] for number in range(len(truths))}
     for _ in range(rows):
         row = luck.random()
@@ -40,7 +40,7 @@ def scores_of(luck, kind, truths, rows):
 
 
 def one(luck, kind, truths, rows):
-    """Return if a model below the gate cleared, if none did, if the first one's interval holds the truth."""
+    """Return whether a bad model cleared, whether none did, and whether the first interval has the truth."""
     scale = (lambda value: 1 + 4 * value) if kind == KINDS[2] else float
     scores = scores_of(luck, kind, truths, rows)
     cleared = judging.evidence(scores, scale(GATE), 0.95).filter("clears")["choice"].to_list()
@@ -50,7 +50,7 @@ def one(luck, kind, truths, rows):
 
 
 def enough(luck, truth, gate, trials):
-    """Return how often the rows asked for after a sample that shows just the truth settle it."""
+    """Return how often the requested rows, after a sample that matches the truth, settle it."""
     first = pl.Series([1.0] * round(40 * truth) + [0.0] * (40 - round(40 * truth)))
     rows = 40 + judging.rows_more(first, gate, 0.05)
     right = [sum(luck.random() < truth for _ in range(rows)) for _ in range(trials)]

@@ -1,8 +1,8 @@
-"""Kill -9 at ten random moments of a run: what is lost, what is paid for again by the server's own count.
+"""Kill -9 at ten random moments of a run: rows lost, and rows paid again by the server's own count.
 
 Run: ``python tests/benchmarks/kill_benchmark.py [rows] [kills] [speed]`` with the package importable. The
-simulator lives in a process of its own, enforces the limits by the second and counts what it billed; the run
-is a process that is killed and started again on the same ledger until it comes through.
+simulator runs in its own process, enforces the limits by the second and counts what it billed. The run is
+a process that is killed and started again on the same ledger until it finishes.
 """
 
 import json
@@ -22,7 +22,7 @@ MODEL = "claude-haiku-5-5"
 
 
 def run(url, ledger, rows):
-    """Send what is missing; print how many rows are answered and the most calls in flight."""
+    """Send the missing rows; print how many are answered and the most calls in flight."""
     texts = [f"Order {number}: late again, and the box was open." for number in range(rows)]
     frame = pl.DataFrame({"text": texts})
     plan = cs.plan(frame, "Name the complaint: {text}", model=MODEL, max_tokens=100)

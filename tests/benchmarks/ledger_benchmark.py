@@ -1,7 +1,7 @@
-"""What the ledger costs a row beside plain SQLite in the same run, and how fast a million rows come back.
+"""The ledger's cost per row next to plain SQLite in the same run, and the time to read a million rows.
 
 Run: ``python tests/benchmarks/ledger_benchmark.py [rows]`` with this package importable, or the commit tagged
-`mended`. CPU seconds of all threads and kernel time included; each reading in a process of its own.
+`mended`. CPU seconds include all threads and kernel time; each reading has its own process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from measured import measured, used
 try:
     from claudescale.ledger.records import ATTEMPTS, Attempt
     from claudescale.ledger.store import Store
-except ImportError:  # the commit that is tagged `mended`
+except ImportError:  # the commit tagged `mended`
     from claudescale.ledger import ATTEMPTS, Attempt
     from claudescale.ledger import Ledger as Store
 
@@ -83,7 +83,7 @@ def frames(store, groups):
 
 
 def writing(folder, rows):
-    """Alternate short stretches of every way of writing, so that a noisy machine is noisy for all."""
+    """Alternate short stretches of every way of writing, so that noise affects all of them alike."""
     ways = {
         "record": (Store(folder / "a"), store_groups),
         "claim + record": (Store(folder / "b"), claimed_groups),

@@ -1,4 +1,4 @@
-"""What `cs.limit` is worth: the SDK behind a semaphore, as people write it, and with a limited client.
+"""The value of `cs.limit`: the SDK behind a semaphore, as people write it, and with a limited client.
 
 Run: ``python tests/benchmarks/limit_benchmark.py`` with the package importable; it takes about six minutes.
 
@@ -6,9 +6,9 @@ Run: ``python tests/benchmarks/limit_benchmark.py`` with the package importable;
   the SDK waits in real seconds. Makespan over the bound that no client can beat plus one median latency;
   refusals by the server's own count; rows without both answers.
 - unthrottled: the same calls with room for everything: processor time of the client's process, without the
-  imports; and with a middleware of the SDK's that does nothing, which is not free either.
+  imports; and with an SDK middleware that does nothing, which is not free either.
 
-Each client runs in a process of its own; the simulator is this one.
+Each client runs in its own process; the simulator runs in this one.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ IDLE = "idle middleware"
 
 
 async def ask(client, number, seconds):
-    """Hold one conversation of two turns; whether it came to its end."""
+    """Hold one conversation of two turns and return whether it was completed."""
     import anthropic  # noqa: PLC0415
 
     messages = [
@@ -55,7 +55,7 @@ async def idle(request, call_next):
 
 
 async def child(url, name, tier):
-    """Answer all rows as one client, and print what it took."""
+    """Answer all rows as one client and print its figures."""
     import anthropic  # noqa: PLC0415
 
     import claudescale as cs  # noqa: PLC0415
@@ -74,7 +74,7 @@ async def child(url, name, tier):
         async with gate:
             return await ask(client, number, seconds)
 
-    await ask(client, -1, [])  # opens, imports, learns
+    await ask(client, -1, [])  # opens connections, imports, learns limits
     await asyncio.sleep(2)  # the buckets are full again
     seconds.clear()
     cpu, begun = used(), time.monotonic()
@@ -87,7 +87,7 @@ async def child(url, name, tier):
 
 
 def measure(name, tier, **simulator):
-    """Return what a client took in a process of its own, and what the server counted."""
+    """Return the figures of a client in its own process, and the server's counts."""
     import claudescale as cs  # noqa: PLC0415
 
     with cs.Simulator(tier, **simulator) as api:

@@ -1,9 +1,9 @@
-"""Client processor time of a row, everything included, beside a bare loop over the SDK in the same run.
+"""Client processor time of a row, everything included, next to a bare loop over the SDK in the same run.
 
 Run: ``python tests/benchmarks/live_benchmark.py [rows]`` with the package importable. The simulator runs in
-a process of its own with limits that never bind, so what counts is the client: render, pace, send, settle
-and record to a ledger on disk here; a semaphore of 50 around ``messages.create`` there, nothing recorded.
-Each contender runs in a process of its own, twice, in turns; the smaller figure counts.
+its own process with limits that never bind, so only the client counts. A run renders, paces, sends, settles
+and records to a ledger on disk; the loop is a semaphore of 50 around ``messages.create`` and records nothing.
+Each contender runs in its own process, twice, in turns; the smaller figure counts.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ def texts(rows):
 
 
 async def bare(url, rows):
-    """Ask every row through a semaphore of 50 around the SDK, with its default transport."""
+    """Send every row through a semaphore of 50 around the SDK, with its default transport."""
     from anthropic import AsyncAnthropic  # noqa: PLC0415  # only this contender
 
     async with AsyncAnthropic(base_url=url, api_key="simulated", max_retries=0) as client:
@@ -45,7 +45,7 @@ async def bare(url, rows):
 
 
 async def ours(url, rows):
-    """Ask every row in a run with a ledger on disk and 50 in flight."""
+    """Send every row in a run with a ledger on disk and 50 in flight."""
     import polars as pl  # noqa: PLC0415  # only this contender
 
     import claudescale as cs  # noqa: PLC0415
@@ -61,7 +61,7 @@ async def ours(url, rows):
 
 
 def measure(name, url, rows):
-    """Processor seconds of this process for `rows` rows, imports and one warm-up row not counted."""
+    """Return this process's CPU seconds for `rows` rows, without imports and one warm-up row."""
     contender = {"bare": bare, "ours": ours}[name]
     asyncio.run(contender(url, 1))
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()

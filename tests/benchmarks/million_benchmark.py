@@ -1,13 +1,13 @@
-"""A million rows in one process, stage by stage, and half as many: seconds, memory, and what doubling costs.
+"""A million rows in one process, stage by stage, and half as many: seconds, memory, cost of doubling.
 
 Run: ``python tests/benchmarks/million_benchmark.py [rows] [--markdown]`` with the package importable. Nothing
 is sent: calls are recorded as a run records them, a million answers and a refusal for every hundred.
-Each stage stands beside a baseline in the same process: what anybody would write for it in plain Polars,
-hashlib or SQLite. CPU is kernel time and all threads included; memory is the most above what there was before
-the stage. A stage without a quadratic step takes about twice the CPU for twice the rows.
+Each stage has a baseline in the same process: the obvious code for it in plain Polars, hashlib or SQLite.
+CPU includes kernel time and all threads; memory is the stage's highest addition to the memory before it.
+A stage without a quadratic step takes about twice the CPU for twice the rows.
 
-The last stages have their input in a Parquet file and a process of its own: a plan over `pl.scan_parquet`,
-and `run_parts` over it with every answer in the ledger. What they keep must be less than two inputs.
+The last stages read a Parquet file in a separate process: a plan over `pl.scan_parquet`, and `run_parts`
+over it with every answer in the ledger. Their memory must stay below twice the input.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def _attempt(key, sent_at, seconds, status=200, error=None):
 
 
 class Stages:
-    """What is done with the rows, in order; each stage leaves what the next one needs."""
+    """The stages in order; each leaves the input of the next one."""
 
     def __init__(self, rows, folder):
         self.frame = frame_of(rows)
@@ -83,7 +83,7 @@ class Stages:
         self.frame.write_parquet(self.parquet)
         self.folder = folder
         self.minutes = rows / REQUESTS_PER_MINUTE
-        # Loads what is loaded once.
+        # One-time loading is excluded.
         _ = self.planned(frame_of(10)).options
         self.pictures(self.frame_of_attempts(["a", "b", "c"]))
 
@@ -125,7 +125,7 @@ class Stages:
         return sum(len(json.dumps(same | {"messages": [each]}).encode()) for each in messages)
 
     def record(self):
-        """Claim the rows, and record every call, with the disk forced as in a run."""
+        """Claim the rows and record every call, with the disk forced as in a run."""
         keys = self.work.requests["key"]
         with closing(Store(self.path)) as ledger:
             for start in range(0, len(keys), BLOCK):
@@ -190,7 +190,7 @@ class Stages:
         )
 
     def pictures(self, attempts=None):
-        """Draw what `run.plot` draws of calls, down to the PNG, and return how large what is kept becomes."""
+        """Draw the pictures of `run.plot`, including the PNG, and return the size of what is kept."""
         attempts = self.attempts if attempts is None else attempts
         second = (pl.col("sent_at").dt.epoch("us") / 1e6 - STARTED_AT).cast(pl.Int64)
         tokens = pl.col("input_tokens", "output_tokens").sum()
@@ -216,17 +216,17 @@ def planned_from(folder):
 
 
 def plan_of_file(folder):
-    """Plan it, as far as price and time."""
+    """Plan the file, including price and time."""
     return planned_from(folder).options
 
 
 def whole_of_file(folder):
-    """Read all of it at once: the baseline."""
+    """Read all of the file at once, as the baseline."""
     return pl.read_parquet(Path(folder) / "million.parquet").select(pl.col("text").hash().n_unique())
 
 
 def parts_of_file(folder):
-    """Run it slice by slice into files, with every answer in the ledger."""
+    """Run the file slice by slice into files, with every answer in the ledger."""
 
     async def run(client):
         path = Path(folder)
@@ -238,14 +238,14 @@ def parts_of_file(folder):
         return asyncio.run(run(simulator.client())).select(pl.col("reply").count()).collect()
 
 
-FROM_FILE = {  # by name: what is done in a process of its own, which never sees more than the file
+FROM_FILE = {  # by name: stages in a process of their own, which never sees more than the file
     "plan over `scan_parquet`": plan_of_file,
     "`run_parts` over `scan_parquet`, all answered": parts_of_file,
     "(the file read at once)": whole_of_file,
 }
 
 
-STAGES = {  # by name: what is done, and the baseline beside it
+STAGES = {  # by name: the stage, and its baseline
     "plan: `plan.options`": ("plan", "distinct_lengths"),
     "keys of all rows": ("prepare", "digests"),
     "bodies of all rows": ("render", "dumps"),
@@ -278,7 +278,7 @@ def take(rows):
 
 
 def taken(rows):
-    """Return the stages of a process of its own, and its peak."""
+    """Return the stages of a separate process, and its peak."""
     command = [sys.executable, __file__, "--take", str(rows)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         lines = []
@@ -301,7 +301,7 @@ def main():
     given = parser.parse_args()
     if given.from_file:
         name, folder = given.from_file
-        _ = Stages.planned(frame_of(10)).options  # loads what is loaded once
+        _ = Stages.planned(frame_of(10)).options  # one-time loading
         print(json.dumps(measured(lambda: FROM_FILE[name](folder))[1:]))
         return
     if given.take:

@@ -1,10 +1,10 @@
-"""How close a run comes to the bound no client can beat, and how often it is refused.
+"""How close a run comes to the bound that no client can beat, and how often it is refused.
 
-Run: ``python tests/benchmarks/pacing_benchmark.py [tier ...]`` with the package importable. Virtual time:
-the figures are exact and the same on every machine. The judge is the simulator's own token buckets, once
-holding a minute of each limit and once a second of it; each limit binds in turn; row sizes are mixed;
-with and without somebody else who takes 40% of the binding limit. The baseline in the same run is what
-people write by hand: a semaphore of 50, and ``retry-after`` obeyed.
+Run: ``python tests/benchmarks/pacing_benchmark.py [tier ...]`` with the package importable. In virtual time
+the figures are exact and the same on every machine. The simulator's own token buckets are the judge, once
+holding a minute of each limit and once a second of it. Each limit binds in turn, row sizes are mixed, and
+each case runs with and without another client that takes 40% of the binding limit. The baseline in the same
+run is the usual handwritten code: a semaphore of 50 that obeys ``retry-after``.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ BINDING = ("requests", "input_tokens", "output_tokens")
 
 
 async def by_hand(limits, calls, bucket_seconds):
-    """Return seconds and refusals of the baseline: 50 at a time, each waiting as long as a refusal says."""
+    """Return seconds and refusals of the baseline: 50 at a time, each waiting for its retry-after."""
     api, source, refused = Api(limits, bucket_seconds, 0), iter(calls), 0
 
     async def work():

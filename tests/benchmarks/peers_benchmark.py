@@ -1,24 +1,24 @@
-"""claudescale beside what people use instead, each in a process of its own, on the same local server.
+"""claudescale next to common alternatives, each in its own process, on the same local server.
 
 Run: ``python tests/benchmarks/peers_benchmark.py [--rows N] [--markdown] [--python PEER=PATH ...]`` with the
-package importable. A peer that is not installed is skipped, and a line says so. One that asks for other
-versions than this package gets an environment of its own: ``pip install litellm tenacity`` there
-(without the second it does not retry), and
-``--python litellm=ENVIRONMENT/bin/python`` here; such a process needs nothing of this package.
+package importable. A peer that is not installed is skipped, and a line says so. A peer that needs other
+versions than this package gets its own environment: ``pip install litellm tenacity`` there (it does not
+retry without tenacity), and ``--python litellm=ENVIRONMENT/bin/python`` here. Its process needs nothing of
+this package.
 
 - unthrottled: a small server that answers at once with the same message. Processor time and rows per
-  second of the peer's process, imports and one warm-up row not counted; its peak memory, imports included.
+  second of the peer's process, without imports and one warm-up row; its peak memory, imports included.
 - throttled: the simulator with buckets that hold a second, once bound by requests, once by input tokens of
   rows of mixed size. Makespan over the bound that no client can beat; refusals; rows without an answer.
-  LangChain's and chatlas' own limiter is told the requests a minute that the binding limit allows on
-  average, although for tokens a user would have to work that out.
+  LangChain's and chatlas' own limiters get the requests per minute that the binding limit allows on
+  average, although for tokens a user would have to calculate that.
 - faults: 5% of the calls answered 500, 2% answered 529, 2% billed and then dropped, no limits.
 - outage: every call is answered 529 from the third second to the eighteenth.
-- batches: built and collected as `batch_benchmark` does it, beside the SDK's own methods.
+- batches: built and collected as in `batch_benchmark`, next to the SDK's own methods.
 
-All run at real speed, as peers wait in real seconds; 32 in flight where that is theirs to choose. All peers
-get 8 retries, more than their defaults, except "SDK loop", which keeps the SDK's 2. Rounds interleave the
-peers; medians count.
+All run at real speed, as peers wait in real seconds, with 32 in flight if the peer lets that be chosen. All
+peers get 8 retries, more than their defaults, except "SDK loop", which keeps the SDK's 2. Rounds interleave
+the peers; medians count.
 """
 
 import argparse
@@ -52,7 +52,7 @@ SCENARIOS = ("unthrottled", "requests", "input tokens", "faults", "outage")
 
 
 def texts(rows, mixed):
-    """Return that many different texts: of one size, or of 15 to 2,000 tokens in a row drawn by seed."""
+    """Return that many different texts, of one size or of 15 to 2,000 tokens per row drawn by seed."""
     drawn = random.Random(1)
     sizes = [min(int(drawn.lognormvariate(3.2, 1.0)) + 1, 130) if mixed else 4 for _ in range(rows)]
     passage = "the parcel came late and the box was open. "
@@ -63,7 +63,7 @@ def texts(rows, mixed):
 
 
 async def _gathered(ask, rows):
-    """Return how many rows a semaphore loop around `ask` got an answer for."""
+    """Return the number of rows that a semaphore loop around `ask` got an answer for."""
     gate = asyncio.Semaphore(IN_FLIGHT)
 
     async def asked(text):
@@ -75,7 +75,7 @@ async def _gathered(ask, rows):
 
 
 async def sdk(url, rows, told, max_retries):
-    """Ask through a semaphore around ``messages.create``."""
+    """Send rows through a semaphore around ``messages.create``."""
     from anthropic import AsyncAnthropic  # noqa: PLC0415  # only this peer, as below
 
     async with AsyncAnthropic(base_url=url, api_key="simulated", max_retries=max_retries) as client:
@@ -108,7 +108,7 @@ async def ours(url, rows, told):
 
 
 async def langchain(url, rows, told):
-    """Ask by ``abatch``, with its rate limiter where there is a limit."""
+    """Send rows by ``abatch``, with its rate limiter if there is a limit."""
     of_core = importlib.import_module("langchain_core.rate_limiters")
     per_second = told["paced_per_minute"] and told["paced_per_minute"] / 60
     limiter = per_second and of_core.InMemoryRateLimiter(
@@ -125,7 +125,7 @@ async def langchain(url, rows, told):
 
 
 async def litellm(url, rows, told):
-    """Ask through a semaphore around ``acompletion``."""
+    """Send rows through a semaphore around ``acompletion``."""
     client = importlib.import_module("litellm")
     client.suppress_debug_info = True
 
@@ -145,7 +145,7 @@ async def litellm(url, rows, told):
 
 
 async def chatlas(url, rows, told):
-    """Ask by ``parallel_chat``, which stops at the first error if it is not told to continue."""
+    """Send rows by ``parallel_chat``, which by default stops at the first error."""
     import chatlas as client  # noqa: PLC0415
 
     options = {"base_url": url, "max_retries": RETRIES}
@@ -163,7 +163,7 @@ async def chatlas(url, rows, told):
 
 
 async def pydantic_ai(url, rows, told):
-    """Ask through a semaphore around ``Agent.run``."""
+    """Send rows through a semaphore around ``Agent.run``."""
     from anthropic import AsyncAnthropic  # noqa: PLC0415
 
     agents = importlib.import_module("pydantic_ai")
@@ -176,7 +176,7 @@ async def pydantic_ai(url, rows, told):
         return await _gathered(agents.Agent(model, model_settings=settings).run, rows)
 
 
-PEERS = {  # by name: what asks, the distribution whose version counts, and how it is used
+PEERS = {  # by name: the function, the distribution whose version counts, and how it is used
     "claudescale": (ours, "claudescale", "`plan.run`, ledger on disk"),
     "SDK loop": (functools.partial(sdk, max_retries=2), "anthropic", "semaphore, its 2 retries"),
     "SDK loop, 8": (functools.partial(sdk, max_retries=RETRIES), "anthropic", "semaphore, 8 retries"),
@@ -188,7 +188,7 @@ PEERS = {  # by name: what asks, the distribution whose version counts, and how 
 
 
 def child(name):
-    """Warm up, say so, and then do what is asked: a line of JSON in, a line of JSON out."""
+    """Warm up, report it, and then do the task: a line of JSON in, a line of JSON out."""
     ask, distribution, _ = PEERS[name]
     told = json.loads(sys.stdin.readline())
     asyncio.run(ask(told["warm_url"], texts(1, mixed=False), told | {"paced_per_minute": None}))
@@ -205,7 +205,7 @@ def child(name):
 
 
 def small_server():
-    """Return the address of a server, in a thread, that gives everybody the same message at once."""
+    """Return the address of a server, in a thread, that sends every client the same message at once."""
     from aiohttp import web  # noqa: PLC0415  # not needed by a child
 
     usage = {"input_tokens": 60, "output_tokens": 4, "cache_creation_input_tokens": 0,
@@ -258,7 +258,7 @@ def simulator(scenario):
 
 
 def told(scenario, rows, warm_url):
-    """Return what a child is told: its rows, the limits, and the pace that they allow on average."""
+    """Return a child's task: its rows, the limits, and the pace that they allow on average."""
     limits = dict(
         zip(
             ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute"),
@@ -287,7 +287,7 @@ def mean_tokens(rows):
 
 
 def measure(python, name, scenario, rows, warm_url):
-    """Return the figures of one peer in one scenario, or why there are none."""
+    """Return the figures of one peer in one scenario, or the reason for their absence."""
     environment = os.environ | {"NO_PROXY": "127.0.0.1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     command = [python.get(name, sys.executable), __file__, "--child", name]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -313,7 +313,7 @@ def measure(python, name, scenario, rows, warm_url):
 
 
 def _object(stream):
-    """Return the first line that is a JSON object; libraries print what they like."""
+    """Return the first line that is a JSON object, as libraries may print other lines."""
     for line in stream:
         if line.startswith("{"):
             return json.loads(line)
@@ -324,7 +324,7 @@ def _object(stream):
 
 
 def bound_seconds(scenario, rows, stats):
-    """Return the least seconds that the limit allows: what is above a full bucket, at the limit's pace."""
+    """Return the fewest seconds the limit allows: a full bucket at once, the rest at the limit's pace."""
     if scenario == "requests":
         total, per_second = rows, REQUESTS_PER_MINUTE / 60
     else:
@@ -382,7 +382,7 @@ def measured_all(arguments):
     for _ in range(arguments.rounds):
         for name in list(names):
             take(name, "unthrottled", arguments.requests)
-        # These wait more than they work, so a few at a time; each has a server of its own.
+        # These mostly wait, so a few run at a time; each has its own server.
         for scenario in SCENARIOS[1:]:
             with concurrent.futures.ThreadPoolExecutor(arguments.at_once) as pool:
                 list(pool.map(lambda name: take(name, scenario, arguments.rows), list(names)))  # noqa: B023
@@ -390,7 +390,7 @@ def measured_all(arguments):
     return found, versions
 
 
-COLUMNS = {  # a column's head; its scenario; what stands in it
+COLUMNS = {  # a column's heading; its scenario; its figures
     "CPU ms a row": ("unthrottled", "{ms:.2f}"),
     "rows/s": ("unthrottled", "{rows/s:.0f}"),
     "peak MB": ("unthrottled", "{MB:.0f}"),
@@ -402,7 +402,7 @@ COLUMNS = {  # a column's head; its scenario; what stands in it
 
 
 def table(found, versions):
-    """Return the rows of the table, its head first."""
+    """Return the rows of the table, heading first."""
     rows = [["peer", *COLUMNS]]
     for name, by in found.items():
         cells = [words.format_map(by[scenario]) for scenario, words in COLUMNS.values()]

@@ -1,8 +1,8 @@
-"""A million rows planned, once and for 12 choices: seconds and peak memory; and what importing takes.
+"""A million rows planned, once and for 12 choices: seconds and peak memory, and the time of imports.
 
-Run: ``python tests/benchmarks/plan_benchmark.py [rows]`` with the package importable. Every text is another:
-nothing is saved by identical rows. The baseline in the same run is what any plan has to do: Polars tells the
-distinct texts apart and sums their lengths. The choices are 3 models on 2 tiers, live and by batch.
+Run: ``python tests/benchmarks/plan_benchmark.py [rows]`` with the package importable. All texts differ, so
+identical rows save nothing. The baseline in the same run is the minimum work of any plan: Polars finds the
+distinct texts and sums their lengths. The choices are 3 models on 2 tiers, live and by batch.
 """
 
 import resource
@@ -20,7 +20,7 @@ ROUNDS = 3
 
 
 def best(work):
-    """Return the least wall seconds of some rounds, the CPU seconds of that one, the most memory in MB."""
+    """Return the least wall seconds of some rounds, that round's CPU seconds, and the most memory in MB."""
     rounds = [measured(work)[1:] for _ in range(ROUNDS)]
     cpu, wall, _ = min(rounds, key=lambda each: each[1])
     return wall, cpu, max(memory for *_, memory in rounds)

@@ -1,13 +1,14 @@
-"""How often the 90th percentiles hold that a plan tells after a pilot, and how far its figures are off.
+"""How often a plan's 90th percentiles after a pilot hold, and the error of its figures.
 
 Run: ``python tests/benchmarks/prediction_benchmark.py [worlds] [pilots]``; 10 and 40 take a quarter of an
-hour. A world is a run of all rows by the real engine, with replies and latencies by a seed of its own; its
-pilots of 20 and of 50 rows are drawn from what it recorded, so nothing is sent for them, and are held against
-its own bill and its own minutes. Virtual time: the figures are the same on every machine.
+hour. A world is a run of all rows by the real engine, with replies and latencies from its own seed. Its
+pilots of 20 and of 50 rows are drawn from its records, so nothing is sent for them, and are compared with
+its bill and its minutes. In virtual time the figures are the same on every machine.
 
-``covered`` is how often what was measured is not above the 90th percentile told; 85% to 95% keep the promise.
-A run that a limit paces takes the same minutes in each world: all are below a 90th percentile that is
-``wide`` of the estimate, and there it must be narrow. So it is with the dollars of a cached prompt.
+``covered`` is how often the measured figure does not exceed the predicted 90th percentile; 85% to 95% keep
+the promise. ``wide`` is the distance from the estimate to the 90th percentile. A run paced by a limit takes
+the same minutes in each world, so all are below the 90th percentile, which must be narrow there. The same
+holds for the dollars of a cached prompt.
 """
 
 import multiprocessing

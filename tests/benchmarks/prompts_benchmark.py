@@ -1,4 +1,4 @@
-"""CPU and memory of rendering, hashing and reading a million rows, beside plain Python in the same run.
+"""CPU and memory to render, hash and read a million rows, next to plain Python in the same run.
 
 Run: ``python tests/benchmarks/prompts_benchmark.py [rows]`` with the package importable.
 """
@@ -37,7 +37,7 @@ def main(rows: int) -> None:
     bodies = measured("Work.bodies", rows, lambda: list(work.bodies(work.requests["row"])))
     measured("Prompt.sizes", rows, lambda: prompt.sizes(frame))
     measured("Prompt.keys", rows, lambda: prompt.keys(contents["content"], "api"))
-    # Last of its kind: its two gigabytes make every page that is asked for afterwards dearer.
+    # Last of its kind: its two gigabytes make every later page allocation more expensive.
     python = measured("plain Python: dict per row, json.dumps", rows, lambda: in_python(frame, prompt))
     assert bodies[0].decode() == python[0]
     del python

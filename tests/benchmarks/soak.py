@@ -1,11 +1,11 @@
-"""Kill -9 for minutes: live, by batch and hybrid, two processes on one ledger, each hit again and again.
+"""Kill -9 for minutes: live, by batch and hybrid, two processes on one ledger, killed again and again.
 
 Run: ``python tests/benchmarks/soak.py [minutes] [seed] [live|batch|hybrid ...]`` with the package importable.
 
-Each round has a simulator of its own, with faults of its own, and two processes that run the same plan on the
-same ledger. At random moments one of them is killed and started again, or stands still for seconds, as on a
-laptop that sleeps (SIGSTOP); within each the event loop stalls for seconds and the time of day jumps by
-hours. In the end a clean process collects what is left, and the server's account is held against the ledger.
+Each round has its own simulator with its own faults, and two processes that run the same plan on the same
+ledger. At random moments one of them is killed and started again, or paused for seconds like a sleeping
+laptop (SIGSTOP). Within each process the event loop stalls for seconds and the time of day jumps by hours.
+In the end a clean process collects the remaining rows, and the server's account is compared with the ledger.
 """
 
 import asyncio
@@ -55,11 +55,11 @@ def the_plan(mode, rows):
     return cs.plan(frame, "Name the complaint: {text}", model=MODEL, tier=tier, **options)
 
 
-# the process that is hit
+# the process under test
 
 
 def trouble(seed):
-    """Let the event loop stall for up to three seconds and the time of day jump, every few seconds."""
+    """Stall the event loop for up to three seconds and shift the time of day, every few seconds."""
     draws, real, shift = random.Random(seed), time.time, [0.0]
     time.time = lambda: real() + shift[0]
     home = loops.background().loop
@@ -73,7 +73,7 @@ def trouble(seed):
 
 
 def child(url, ledger, mode, rows, seed):
-    """Run the plan; a deadline that has become impossible is met by the next process, which has its own."""
+    """Run the plan; if its deadline has become impossible, the next process starts with its own."""
     import anthropic  # noqa: PLC0415 - only the process that sends
 
     trouble(int(seed))
@@ -85,7 +85,7 @@ def child(url, ledger, mode, rows, seed):
 
 
 class Round:
-    """One plan, one server, one ledger, and what was done to the processes."""
+    """One plan, one server, one ledger, and the record of kills and pauses."""
 
     def __init__(self, mode, seed, folder):
         self.mode, self.seed, self.rows = mode, seed, ROWS[mode]
@@ -136,12 +136,12 @@ class Round:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def hit(self, process, server):
-        """Kill the process, or let it sleep. Return whether it has to be started again."""
+        """Kill or pause the process, and return whether it has to be started again."""
         if self.draws.random() < 0.7:
             process.kill()
             process.communicate()
             self.done["kills"] += 1
-            if self.mode != "batch":  # in flight, or come in within the last twentieth of a second
+            if self.mode != "batch":  # in flight, or arrived within the last twentieth of a second
                 self.lost_at_most += min(server.stats["in_flight"], CONCURRENCY) + 50
             return True
         process.send_signal(signal.SIGSTOP)
@@ -151,7 +151,7 @@ class Round:
         return False
 
     def play(self, server):
-        """Hit the processes at random moments for a while, then let them end."""
+        """Kill or pause the processes at random moments for a while, then let them end."""
         hits = self.draws.randint(6, 12)
         running = [self.begin(server.url) for _ in range(PROCESSES)]
         end = time.monotonic() + LONGEST_ROUND_SECONDS
@@ -175,13 +175,13 @@ class Round:
                 return
 
     async def finish(self, server):
-        """Return the run of a clean process that has collected what was left."""
+        """Return the run of a clean process that has collected the remaining rows."""
         async with asyncio.timeout(LONGEST_ROUND_SECONDS):
             client = server.client()
             return await the_plan(self.mode, self.rows).run(client, ledger=self.ledger, progress=False)
 
     def account(self, server, run):
-        """Return the figures of the round, and what of them must not be."""
+        """Return the figures of the round, and the violations among them."""
         with closing(Store(self.ledger)) as kept:
             attempts = kept.attempts()
             open_batches = [each for each in kept.batches() if each.state not in _OVER]
@@ -233,7 +233,7 @@ _SUMS += (
 
 
 def main(minutes, seed, modes):
-    """Play rounds until the time is over; print each, and the sums."""
+    """Run rounds until the time is over; print each, and the totals."""
     end = time.monotonic() + minutes * 60
     totals, failed, rounds = {mode: Counter() for mode in modes}, 0, 0
     with tempfile.TemporaryDirectory() as folder:

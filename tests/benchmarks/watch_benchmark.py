@@ -1,13 +1,13 @@
-"""What watching a run costs: of the kernel for a refresh, and of the run's own pace.
+"""The cost of watching a run: kernel time per refresh, and the effect on the run's own pace.
 
-Run: ``python tests/benchmarks/watch_benchmark.py [rows]`` with the package importable, ipykernel too.
+Run: ``python tests/benchmarks/watch_benchmark.py [rows]`` with the package and ipykernel importable.
 
-First a run is made to look as if 1,000, 10,000 and 100,000 of its rows were done, and the widgets are told so
-a hundred times, by a kernel that sends every message; no page is there to draw them. Then the same run, bound
-by the processor alone, is made in that kernel with no watcher and with one, in turns, against a
-simulator in a process of its own: its pace, its processor time, and the longest gap between two sends, which
-the first refresh, the pictures and the imports are to leave as it is. Ratios are taken within a round; the
-medians are printed. On a machine that is busy with other work, trust the processor time and not the pace.
+First the widgets are updated a hundred times as if 1,000, 10,000 and 100,000 rows of a run were done. The
+kernel sends every message, but no page draws them. Then that kernel makes the same run, bound by the
+processor alone, without and with a watcher in turns, against a simulator in its own process. It measures
+pace, processor time, and the longest gap between two sends, which the first refresh, the pictures and the
+imports must not lengthen. Ratios are taken within a round, and the medians are printed. On a machine busy
+with other work, trust the processor time and not the pace.
 """
 
 import json
@@ -89,7 +89,7 @@ print("FOUND", json.dumps(found))
 
 
 def in_kernel(code):
-    """Return what code printed that ran as a cell of a fresh kernel."""
+    """Return the printed output of code run as a cell of a fresh kernel."""
     import nbformat  # noqa: PLC0415  # only here
     from nbclient import NotebookClient  # noqa: PLC0415
 

@@ -26,7 +26,7 @@ CHILD = Path(__file__).parent.parent / "cluster_child.py"
 
 @pytest.fixture(scope="module")
 def dask():
-    """Start two workers of one thread each, in this process."""
+    """Start two workers of one thread each in this process."""
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
     with distributed.Client(set_as_default=False, protocol="tcp", host="127.0.0.1", **options) as client:
         yield client
@@ -38,9 +38,9 @@ def on_cluster(plan, api, dask, ledger=None):
 
 
 def test_the_result_is_that_of_one_process(dask, path):
-    """Two workers give the frame, bill and ledger of one process, and what the ledger has is not sent.
+    """Two workers give the frame, bill and ledger of one process, and rows in the ledger are not sent.
 
-    So do they where the prompt looks at other rows.
+    The prompt looks at other rows.
     """
     prompt = pl.col("text").shift(1) + ' "quoted"\n' + pl.col("text")
     plan = a_plan(pl.concat([reviews(300), reviews(20), pl.DataFrame({"text": [None]})]), prompt)
@@ -57,7 +57,7 @@ def test_the_result_is_that_of_one_process(dask, path):
 
 
 def test_a_retry_keeps_its_keys(dask, path):
-    """Rows that failed are sent again, and the one ledger knows that they were answered."""
+    """Failed rows are sent again, and the single ledger knows that they were answered."""
     with simulator(faults={"cut": 0.2}) as api:
         run = on_cluster(a_plan(reviews(60)), api, dask, path)
         assert run.results["error"].drop_nulls().unique().to_list() == ["max_tokens"]
@@ -68,7 +68,7 @@ def test_a_retry_keeps_its_keys(dask, path):
 
 
 def test_fixed_shares_stay_below_the_limit(dask):
-    """At no time have all workers together sent more than the limit allows, and one second of it at once."""
+    """At no time have all workers together sent more than the limit and one second's burst of it."""
     limits = cs.Limits(requests_per_minute=600, input_tokens_per_minute=1e8, output_tokens_per_minute=1e8)
     with simulator(tier=limits.per_minute, speed=20) as api:
         run = on_cluster(a_plan(reviews(200), tier=limits), api, dask)
@@ -79,7 +79,7 @@ def test_fixed_shares_stay_below_the_limit(dask):
 
 
 def test_a_worker_is_killed_and_the_driver_interrupted(path):
-    """Kill -9 and Ctrl-C, which in a terminal goes to all, lose nothing; one part at most is paid again."""
+    """Kill -9, and Ctrl-C sent to every process, lose nothing; at most one part is paid for again."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with simulator(tier=(12_000, 1e8, 1e8), speed=1, latency=0.35) as api:
         command = [sys.executable, CHILD, api.url, path, "400"]
@@ -104,7 +104,7 @@ def test_a_worker_is_killed_and_the_driver_interrupted(path):
 
 
 def test_a_budget_is_a_hard_stop(dask):
-    """Each lane spends its share of the budget at most, the worst case of what is out counted."""
+    """Each lane spends at most its share of the budget, including the worst case of calls in flight."""
     with simulator() as api:
         plan = a_plan(reviews(300))
         plan = plan.calibrate(finished(plan.head(20), api.client()))
@@ -117,7 +117,7 @@ def test_a_budget_is_a_hard_stop(dask):
 
 
 def test_the_accounts_error_ends_the_run(dask):
-    """What no row can help, such as a spend limit, ends the run with the API's words."""
+    """An error that affects every row, such as a spend limit, ends the run with the API's message."""
     with simulator(faults={"spend_cap": 0.001}) as api, pytest.raises(cs.RunStopped) as stopped:
         on_cluster(a_plan(reviews(200)), api, dask)
     assert stopped.value.run.stopped_by == "enforced_spend_limit_reached"
@@ -125,7 +125,7 @@ def test_the_accounts_error_ends_the_run(dask):
 
 
 def test_a_worker_signs_in_as_the_driver_and_no_log_shows_it(dask, monkeypatch):
-    """Workers get the driver's key, not their own; what Dask may log of a part shows neither key nor row."""
+    """Workers get the driver's key, not their own; nothing that Dask may log shows a key or a row."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "the-workers-own")
     client = anthropic.AsyncAnthropic(api_key="sk-drivers", default_headers={"x-team": "a"})
     _, settings = cluster.engine(dask, client, a_plan(reviews(1))).args
@@ -145,7 +145,7 @@ def test_a_worker_signs_in_as_the_driver_and_no_log_shows_it(dask, monkeypatch):
     ],
 )
 def test_what_cannot_run_there(dask, on, mode, given, words):
-    """Anything but a Dask client, a batch, and a client that cannot be made anew are refused with words."""
+    """A non-Dask client, a batch, and a client that cannot be recreated are refused with an explanation."""
     client = anthropic.AsyncAnthropic(api_key="any", **given)
     with pytest.raises(cs.PlanError, match=words):
         a_plan(reviews(1), mode=mode).start(client, ledger=None, on=on or dask)

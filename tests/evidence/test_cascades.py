@@ -1,4 +1,4 @@
-"""Cascades: a cheap model first, only what it does not settle to the next; one bill, nothing paid twice."""
+"""Cascades: a cheap model first, the next one only for unsettled rows; one bill, nothing paid twice."""
 
 import polars as pl
 import pytest
@@ -13,7 +13,7 @@ from claudescale.evidence.cascades import BILL, OPTIONS, TABLE, Passed
 
 
 def answer(body):
-    """Tell even from odd; a model errs on every n-th number, and the cheap one breaks the form on 7s."""
+    """Classify even or odd; each model errs on every n-th number, and the cheap one breaks the form on 7s."""
     broken = body["model"] == CHEAP and number_of(body) % 7 == 0
     return "no json" if broken else answering(cheap=5, middle=20, dear=10_000)(body)
 
@@ -27,7 +27,7 @@ def a_cascade(rows=200, models=MODELS, accept=RIGHT, **options):
 
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_before_anything_is_known_the_price_is_a_range(mode):
-    """From nothing passed on, the first model's price, to everything, the sum of all; a file is read once."""
+    """The range runs from the first model's price to the sum of all models; a file is read once."""
     reads = []
     frame = numbers(100).lazy().map_batches(lambda rows: reads.append(1) or rows)
     cascade = a_cascade(frame=frame, mode=mode)
@@ -54,14 +54,14 @@ def test_before_anything_is_known_the_price_is_a_range(mode):
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_sent(options, error, words):
-    """A wrong mode, an `accept` that cannot tell, and a column `model` raise at once."""
+    """A wrong mode, an `accept` that is not Boolean, and a column named `model` raise at once."""
     with pytest.raises(error, match=words):
         a_cascade(**{"frame": numbers(10), **options})
 
 
 @pytest.mark.slow
 def test_what_a_model_does_not_settle_goes_to_the_next_and_each_row_has_its_model(api, path):
-    """Wrong by `accept` or broken, a row is passed on; whole, in order, and at the second run for nothing."""
+    """Rows that break or fail `accept` are passed on; results are whole and in order, and a rerun is free."""
     frame = pl.concat([numbers(100), numbers(30), pl.DataFrame({"number": [None], "truth": ["even"]})])
     done = run(a_cascade(frame=frame), api.client(), path)
     results, number = done.results, pl.col("number")
@@ -101,7 +101,7 @@ def test_a_cascade_of_batches_over_earlier_results():
 
 @pytest.mark.slow
 def test_without_accept_only_failures_are_passed_on_and_the_last_reply_stays():
-    """Cut off, empty and broken replies go on; a later failure takes no earlier reply away."""
+    """Truncated, empty and broken replies are passed on; a later failure never removes an earlier reply."""
 
     def replies(body):
         number = number_of(body)
@@ -121,7 +121,7 @@ def test_without_accept_only_failures_are_passed_on_and_the_last_reply_stays():
 
 @pytest.mark.slow
 def test_accept_may_be_a_function_and_sees_only_replies_that_came_through(api, path):
-    """A Boolean per row, null is a no; where it fails on real replies none is lost, and the next one pays."""
+    """It returns a Boolean per row, null meaning no; if it raises, no reply is lost or paid for again."""
     seen = []
 
     def sure(results):
@@ -146,7 +146,7 @@ def test_accept_may_be_a_function_and_sees_only_replies_that_came_through(api, p
 
 @pytest.mark.slow
 def test_a_prompt_that_looks_at_all_rows_is_the_same_for_every_model(api, path):
-    """An expression over the whole frame is not computed anew on the rows that are passed on."""
+    """An expression over the whole frame is not recomputed on the rows passed on."""
     words = pl.format("Row {} of {}. Even or odd? {}", pl.int_range(pl.len()), pl.len(), pl.col("number"))
     done = run(a_cascade(40, prompt=words), api.client(), path)
     assert done.table["rows"].to_list() == [40, 12, 2]
@@ -168,7 +168,7 @@ def test_a_wrong_key_stops_the_cascade_with_what_it_has(path):
 
 @pytest.mark.slow
 def test_the_budget_is_one_for_all_models_and_never_passed(api):
-    """What the first leaves is handed on; where it does not buy the next model's rows, the cascade stops."""
+    """The next model gets what the first leaves; if that cannot pay for its rows, the cascade stops."""
     cascade = a_cascade(100, budget=0.03)
     assert "for all models together" in repr(cascade)
     done = run(cascade, api.client())
@@ -183,7 +183,7 @@ def test_the_budget_is_one_for_all_models_and_never_passed(api):
 
 @pytest.mark.slow
 def test_time_that_is_gone_stops_the_cascade():
-    """The deadline is one for all: rows that would be passed on after it keep what they have."""
+    """All models share one deadline: rows that would be passed on after it keep the replies they have."""
     with simulator(replies=answer, latency=30.0, speed=50) as slow:
         done = run(a_cascade(20, deadline=0.1), slow.client())
     assert (done.state, done.stopped_by, list(done.runs)) == ("stopped", "deadline", [CHEAP])
@@ -192,7 +192,7 @@ def test_time_that_is_gone_stops_the_cascade():
 
 @pytest.mark.slow
 def test_a_pilot_tells_the_share_that_is_passed_on_and_the_price(api, path):
-    """A calibrated cascade's dollars are those it costs; its bill stands next to all rows on each model."""
+    """A calibrated cascade predicts its own cost; its bill stands next to that of all rows on each model."""
     whole = a_cascade(200, models=[CHEAP, DEAR])
     pilot = run(whole.sample(60, seed=1), api.client(), path)
     cascade = whole.calibrate(pilot)
@@ -218,7 +218,7 @@ def test_a_pilot_tells_the_share_that_is_passed_on_and_the_price(api, path):
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_frames_with_hardly_a_row_are_cascades_too(api, rows):
-    """No row, or one and one with nothing to send: cards and frames are there."""
+    """A frame without rows, or with one sendable and one null row, still gives cards and frames."""
     frame = pl.DataFrame({"number": [*[3][:rows], None], "truth": [*["odd"][:rows], "even"]})
     cascade = a_cascade(frame=frame.cast({"number": pl.Int64}), accept=pl.lit(value=False))
     done = run(cascade, api.client())
@@ -228,7 +228,7 @@ def test_frames_with_hardly_a_row_are_cascades_too(api, rows):
 
 
 def test_a_row_whose_file_cannot_be_read_is_passed_on_to_nobody(api, tmp_path):
-    """It keeps the error that says so, and no other model is asked."""
+    """Such a row keeps the error that says so, and no other model is asked."""
     frame = pl.DataFrame({"photo": [str(tmp_path / "no.png")]})
     done = run(cs.cascade(a_plan(frame=frame, prompt=[cs.image("photo"), "Odd?"]), MODELS), api.client())
     assert done.table.select("rows", "accepted", "passed_on").rows() == [(0, 0, 0)]

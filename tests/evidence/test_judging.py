@@ -1,4 +1,4 @@
-"""Judging: exact numbers for right or wrong, an approximation for the rest, and no choice below the gate."""
+"""Judging: exact tests for right or wrong, an approximation for the rest, and no choice below the gate."""
 
 import math
 import random
@@ -13,12 +13,12 @@ from claudescale.evidence import judging
 
 
 def share(right, rows):
-    """Return the scores of so many right rows."""
+    """Return scores with that many right rows."""
     return pl.Series([1.0] * right + [0.0] * (rows - right), dtype=pl.Float64)
 
 
 def exact_tail(right, rows, gate):
-    """Return the binomial tail, summed in whole fractions."""
+    """Return the binomial tail, summed in exact fractions."""
     p = Fraction(gate)
     return sum(math.comb(rows, k) * p**k * (1 - p) ** (rows - k) for k in range(right, rows + 1))
 
@@ -29,21 +29,21 @@ def exact_tail(right, rows, gate):
     st.sampled_from(["0", "1/20", "1/2", "9/10", "99/100", "1"]),
 )
 def test_the_chance_of_a_share_is_the_binomial_tail(counts, gate):
-    """Whatever was counted, it is the sum of whole fractions to ten digits."""
+    """For any count it equals the sum of exact fractions to ten digits."""
     right, rows = counts
     expected = float(exact_tail(right, rows, gate))
     assert judging.tail(right, rows, float(Fraction(gate))) == pytest.approx(expected, rel=1e-10, abs=1e-14)
 
 
 def test_the_tails_of_many_rows_sum_to_one():
-    """Both tails of one count leave out just that count's own chance."""
+    """The two tails of a count omit only the probability of that count itself."""
     above = judging.tail(8_990, 10_000, 0.9)
     assert above + judging.tail(1_011, 10_000, 0.1) == pytest.approx(1, abs=1e-9)
 
 
 @pytest.mark.parametrize(("right", "rows"), [(0, 10), (45, 50), (30, 30)])
 def test_clopper_pearson_ends_where_either_tail_is_half_of_what_is_left(right, rows):
-    """At each end the exact tail of what was counted is half of 1 - confidence, in whole fractions."""
+    """At each end the exact tail of the observed count is half of 1 - confidence, in exact fractions."""
     low, high = judging.clopper_pearson(right, rows, 0.9)
     half = pytest.approx(0.05, rel=1e-9)
     assert low == 0 if right == 0 else float(exact_tail(right, rows, low)) == half
@@ -51,7 +51,7 @@ def test_clopper_pearson_ends_where_either_tail_is_half_of_what_is_left(right, r
 
 
 def test_chances_are_corrected_for_their_number_by_holm():
-    """The smallest of three times three, the next times two, none below one before; itself is certain."""
+    """The smallest is tripled, the next doubled, none falls below the one before; the certain choice is 0."""
     counts = {"c": (59, 60), "a": (58, 60), "b": (58, 60)}
     scores = {name: share(*counts[name]) for name in "abc"}
     table = judging.evidence(scores, 0.9, 0.95)
@@ -66,7 +66,7 @@ def test_chances_are_corrected_for_their_number_by_holm():
 
 
 def test_other_scores_are_bootstrapped_near_the_normal_interval():
-    """Of 400 normal scores both ends are near mean and 1.96 standard errors, the same for the same seed."""
+    """For 400 normal scores both ends are near mean ± 1.96 standard errors, and the seed repeats them."""
     luck = random.Random(4)
     scores = pl.Series([luck.gauss(3.0, 1.0) for _ in range(400)])
     half = 1.96 * scores.std() / 20
@@ -88,13 +88,13 @@ def test_other_scores_are_bootstrapped_near_the_normal_interval():
     ],
 )
 def test_why_nothing_clears_is_said(counts, words):
-    """With the nearest choice and its score; no number of rows is made up."""
+    """The reason gives the nearest choice and its score, and invents no number of rows."""
     reason, more = judging.shortfall({name: share(*count) for name, count in counts.items()}, 0.9, 0.95)
     assert (words in reason, more) == (True, None)
 
 
 def test_the_rows_asked_for_are_enough_if_they_are_all_right():
-    """A sample without an error that large clears the gate, and one row less does not."""
+    """An all-right sample of the size asked for clears the gate, and one with a row less does not."""
     reason, more = judging.shortfall({"one": share(20, 20)}, 0.9, 0.95)
     assert f"one scores 1 on 20 rows; about {more} rows more would settle it" in reason
     assert judging.tail(20 + more, 20 + more, 0.9) <= 0.05 < judging.tail(19 + more, 19 + more, 0.9)

@@ -1,4 +1,4 @@
-"""Trials: the same rows through every choice, scored and priced; the cheapest good one is picked, or none."""
+"""Trials: the same rows through every choice, scored and priced; the cheapest good one or none is picked."""
 
 import math
 
@@ -27,7 +27,7 @@ def row_of(trial, choice):
 
 
 def test_a_trial_shows_what_it_costs_before_anything_is_sent():
-    """A row per model with rows, dollars and minutes as its plan has them; the rest is null."""
+    """Each model has a row with its plan's rows, dollars and minutes; the rest is null."""
     trial = a_trial(40)
     assert trial.table.schema == TRIAL
     assert trial.table["choice"].to_list() == trial.table["model"].to_list() == MODELS
@@ -41,7 +41,7 @@ def test_a_trial_shows_what_it_costs_before_anything_is_sent():
 
 @pytest.mark.slow
 def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(api):
-    """Scores are shares of right replies, dollars what the server billed; a plan keeps mode and rows."""
+    """Scores are shares of right replies, dollars are what the server billed; a plan keeps mode and rows."""
     whole = a_plan(500, mode="batch", deadline=5000)
     trial = run(cs.trial(whole, MODELS, n=120, score="truth"), api.client())
     assert api.stats["calls"] == 360
@@ -63,7 +63,7 @@ def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(
     assert trial.evidence(min_score=0.9).schema == EVIDENCE
     assert repr(trial).startswith("SIMULATED Trial of 3 choices on 120 rows, scored by the truth in 'truth'")
     assert "invented" in repr(trial)
-    assert repr(trial.plot.quality(min_score=0.9)).startswith("SIMULATED: 2 of 3 surely reach 0.9")
+    assert repr(trial.plot.quality(min_score=0.9)).startswith("SIMULATED: 2 of 3 shown to reach 0.9")
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_efforts_and_prompts_are_compared_like_models(api, lists, best):
 
 @pytest.mark.slow
 def test_a_larger_trial_pays_for_its_new_rows_only(api, path):
-    """With one ledger nothing is sent twice, n=30 has the rows of n=10; too few say how many would do."""
+    """With one ledger nothing is sent twice and n=30 includes n=10's rows; too few say how many suffice."""
     first = run(a_trial(10, [CHEAP, DEAR]), api.client(), path)
     with pytest.raises(cs.errors.NotEnoughEvidence, match="rows more would settle it") as caught:
         first.pick(min_score=0.9)
@@ -102,10 +102,10 @@ def test_a_larger_trial_pays_for_its_new_rows_only(api, path):
 
 @pytest.mark.slow
 def test_the_ways_to_score_give_what_they_say(api, path):
-    """Expression, function and truth column agree, agreement is with the dearest, numbers are averaged."""
+    """Expression, function and truth column agree, agreement is with the most expensive, numbers average."""
     scores = ["truth", RIGHT, lambda results: results.select(RIGHT).to_series(), None]
     trials = [run(a_trial(40, score=score), api.client(), path) for score in scores]
-    assert api.stats["calls"] == 120  # another score pays for nothing
+    assert api.stats["calls"] == 120  # another score costs nothing
     tables = [trial.table for trial in trials]
     assert [table["score"].to_list() for table in tables] == [tables[0]["score"].to_list()] * 4
     assert tables[3]["score_low"][2] == tables[3]["score_high"][2] == 1
@@ -117,7 +117,7 @@ def test_the_ways_to_score_give_what_they_say(api, path):
 
 @pytest.mark.slow
 def test_a_row_that_failed_scores_nothing_and_one_without_text_is_not_judged(path):
-    """Cut off or broken, a row is wrong; with agreement, rows on which the reference failed do not count."""
+    """Truncated and broken rows are wrong; agreement skips the rows on which the reference failed."""
 
     def spoilt(body):
         number = number_of(body)
@@ -168,7 +168,7 @@ def test_what_cannot_be_is_told_before_anything_is_sent(options, error, words):
 
 
 def test_nothing_can_be_picked_before_the_run_or_by_a_wrong_gate():
-    """`pick` says what to do first, and what a gate is."""
+    """`pick` says what to do first and what a gate is."""
     wrong = {
         r"await trial\.run": {},
         "min_score=nan": {"min_score": math.nan},
@@ -181,7 +181,7 @@ def test_nothing_can_be_picked_before_the_run_or_by_a_wrong_gate():
 
 @pytest.mark.slow
 def test_the_budget_is_never_passed():
-    """Replies twice as long as guessed: the trial stops, within its budget, and says what is missing."""
+    """With replies twice as long as guessed, the trial stops within its budget and says what is missing."""
     plan, options = a_plan(returns=None, max_tokens=1000), {"n": 40, "score": pl.col("error").is_null()}
     budget = cs.trial(plan, [CHEAP, DEAR], **options).table["dollars"].sum()
     with simulator(replies=lambda _: "word " * 450) as api:
@@ -195,11 +195,11 @@ def test_the_budget_is_never_passed():
 
 @pytest.mark.slow
 def test_a_run_that_cannot_go_on_ends_the_trial_and_is_sent_again_by_the_same_cell(api, path):
-    """A wrong key raises as for any run and is no model's failure; the trial can be run again."""
+    """A wrong key raises as for any run and counts against no model; the trial can be run again."""
     trial = a_trial(10, [CHEAP, DEAR])
     with simulator(faults={401: 1.0}) as refusing, pytest.raises(cs.RunStopped, match="authentication_error"):
         run(trial, refusing.client(), path)
-    assert trial.table["rows"].to_list() == [0, 10]  # what was judged, and what would be sent
+    assert trial.table["rows"].to_list() == [0, 10]  # rows judged, and rows to send
     with pytest.raises(cs.errors.NotEnoughEvidence, match="no row has a score"):
         trial.pick(min_score=0.5)
     assert "claude-opus-5-5. The same cell again" in repr(trial)

@@ -1,4 +1,4 @@
-"""What was recorded once and must stay: JSON beside the tests, rewritten with CLAUDESCALE_RECORD=1."""
+"""Recorded values that must not change: JSON beside the tests, rewritten with CLAUDESCALE_RECORD=1."""
 
 import json
 import os

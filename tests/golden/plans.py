@@ -1,4 +1,4 @@
-"""Thirty plans over one small frame: every way in which a request is made."""
+"""Thirty plans over one small frame: every form of a request."""
 
 from datetime import date
 

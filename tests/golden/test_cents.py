@@ -1,4 +1,4 @@
-"""Dollars of forty usages, live and in a batch: what an answer says was used is what it costs."""
+"""Dollars of forty usages, live and in a batch: a usage costs what the price list says."""
 
 import anthropic
 import polars as pl
@@ -14,7 +14,7 @@ PRICES = {  # dollars per million tokens: input, write 5m, write 1h, read, outpu
     "claude-opus-5-5": (4.0, 5.0, 8.0, 0.20, 20.0),
     "claude-fable-5-1": (10.0, 12.5, 20.0, 0.25, 50.0),
 }
-LONG = (0.50, 0.625, 1.0, 0.05, 2.50)  # Haiku 5.5 where the whole prompt is above 100,000 tokens
+LONG = (0.50, 0.625, 1.0, 0.05, 2.50)  # Haiku 5.5 when the whole prompt is above 100,000 tokens
 SHAPES = [  # input, written for 5 minutes, for an hour, read, output
     (0, 0, 0, 0, 0),
     (10, 0, 0, 0, 5),
@@ -30,7 +30,7 @@ SHAPES = [  # input, written for 5 minutes, for an hour, read, output
 
 
 def answer(params):
-    """Answer with the shape of its row."""
+    """Answer in the form of its row."""
     fresh, five, hour, read, output = SHAPES[int(params["messages"][0]["content"].split()[-1])]
     usage = {
         "input_tokens": fresh,
@@ -43,14 +43,14 @@ def answer(params):
 
 
 def cost(model, shape):
-    """Return the dollars, by the list."""
+    """Return the dollars according to the price list."""
     prices = LONG if model == "claude-haiku-5-5" and sum(shape[:4]) > 100_000 else PRICES[model]
     return sum(price * tokens for price, tokens in zip(prices, shape, strict=True)) / 1e6
 
 
 @pytest.mark.parametrize("mode", ["live", pytest.param("batch", marks=pytest.mark.slow)])
 def test_every_usage_is_priced_to_the_cent(mode):
-    """Forty usages of four models: attempts, counts and bill say the same dollars as the list."""
+    """Attempts, counts and bill give the price list's dollars for forty usages of four models."""
     frame, factor = pl.DataFrame({"n": range(len(SHAPES))}), {"live": 1.0, "batch": 0.5}[mode]
     for model in PRICES:
         plan = cs.plan(frame, "Row {n}", model=model, tier=WIDE, mode=mode, max_tokens=32_000)

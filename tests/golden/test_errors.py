@@ -1,4 +1,4 @@
-"""The first lines of sixty errors: what is wrong, what there is, what to type."""
+"""The first lines of sixty errors: what is wrong, the valid choices, what to type."""
 
 import datetime as dt
 
@@ -13,18 +13,18 @@ import claudescale as cs
 
 
 class Recursive(BaseModel):
-    """Refers to itself."""
+    """A type that refers to itself."""
 
     inner: "Recursive | None" = None
 
 
 def plan(prompt="Name it: {text}", frame=FRAME, **options):
-    """Return a plan that can be made, but for what is given."""
+    """Return a valid plan with the given changes."""
     return cs.plan(frame, prompt, **{"model": HAIKU, "tier": WIDE, **options})
 
 
 def sent(a_plan, **options):
-    """Return what comes of running a plan without a client that could spend."""
+    """Run a plan without a client that could spend, and return the result."""
     with cs.Simulator((60_000, 10**8, 10**8), speed=50) as api:
         return cs.wait(a_plan.run(api.client(), ledger=None, progress=False, **options))
 

@@ -1,4 +1,4 @@
-"""A ledger that was written before: its format is read and its rows are known, so nothing is paid again."""
+"""A ledger written by an earlier version: its format is read and its rows are never paid again."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SQL = Path(__file__).with_name("ledger.sql")
 
 
 def record(path):
-    """Keep a ledger with an answer to each request that is recorded, as SQL."""
+    """Record a ledger with an answer to each recorded request, as SQL."""
     requests = json.loads(SQL.with_name("requests.json").read_text(encoding="utf-8"))
     rows = [
         attempt(0, key=key, reply="late")

@@ -1,4 +1,4 @@
-"""When the pacer lets calls go, in virtual time: twelve workloads, to the millisecond."""
+"""When the pacer sends calls, in virtual time: twelve workloads, to the millisecond."""
 
 import pytest
 import virtual
@@ -28,7 +28,7 @@ SCENARIOS = {
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_calls_go_when_they_were_recorded_to_go(name):
-    """Every send within a millisecond of the recorded one."""
+    """Every call is sent within a millisecond of its recorded time."""
     limits, given, options = SCENARIOS[name]
     calls = [Call(20, 20, 60)] * 200 if given is None else workload(limits, *given)
     outcome = virtual.run(study(limits, calls, **options))

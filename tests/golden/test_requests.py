@@ -1,4 +1,4 @@
-"""What is sent, byte for byte, and the keys by which a ledger knows its rows for ever."""
+"""Requests, byte for byte, and the keys by which a ledger recognizes its rows permanently."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def ran(plan, url):
 
 
 def test_keys_and_bodies_are_those_recorded():
-    """A row of a ledger written before is found again, so it is not paid for again."""
+    """A row of an older ledger is found again, so it is not paid for again."""
     found = {}
     for name, options in OPTIONS.items():
         rows = a_plan(**options).requests
@@ -29,7 +29,7 @@ def test_keys_and_bodies_are_those_recorded():
 
 
 def test_live_calls_send_what_the_plan_shows():
-    """The bodies that arrive are those of `Plan.requests`, to the byte."""
+    """The bodies that arrive equal those of `Plan.requests`, to the byte."""
     for name in ("plain", "list", "expression", "system cached", "pydantic with system", "effort"):
         plan = a_plan(**OPTIONS[name])
         with Canned(lambda *_: (200, {}, message())) as server:
@@ -39,7 +39,7 @@ def test_live_calls_send_what_the_plan_shows():
 
 @pytest.mark.slow
 def test_a_batch_sends_what_the_plan_shows():
-    """Each row's params are those of `Plan.requests`; its id is a key and the batch's own mark."""
+    """Each row's params equal those of `Plan.requests`; its id is a key and the batch's own nonce."""
     result = {"type": "succeeded", "message": message()}
     for name in ("batch", "pydantic"):
         plan = a_plan(**{**OPTIONS[name], "mode": "batch"})
@@ -56,7 +56,7 @@ def test_a_batch_sends_what_the_plan_shows():
 
 @pytest.mark.slow
 def test_schemas_and_types_of_each_returns_are_those_recorded():
-    """The JSON schema that is sent, and the columns that come back."""
+    """The JSON schema sent and the columns returned are as recorded."""
     found = {}
     with cs.Simulator((60_000, 10**8, 10**8), speed=50, latency=0.1) as api:
         for name, returns in RETURNS.items():
@@ -71,7 +71,7 @@ def test_schemas_and_types_of_each_returns_are_those_recorded():
 
 
 def test_results_of_seeded_runs_are_those_recorded():
-    """Live, typed and by batch: the same seed gives the same frame."""
+    """The same seed gives the same frame: live, typed and by batch."""
     found = {}
     with cs.Simulator((60_000, 10**8, 10**8), speed=600, latency=0.1, batch_seconds=60) as api:
         for name, options in {

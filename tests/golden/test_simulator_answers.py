@@ -1,4 +1,4 @@
-"""What the simulator answers, status, type, words and headers: a hundred and twenty requests."""
+"""The simulator's answers to a hundred and twenty requests: status, type, message and headers."""
 
 # ruff: noqa: E501 - a table of cases
 
@@ -16,18 +16,18 @@ _CHANGING = {"date", "request-id", "content-length"}
 
 
 def body(**changes):
-    """Return a small good request, changed."""
+    """Return a small valid request with changes."""
     return {"model": HAIKU, "max_tokens": 20, "messages": [{"role": "user", "content": "Hello."}], **changes}
 
 
 def turns(*contents, **changes):
-    """Return a request with these turns, user and assistant in turn."""
+    """Return a request with these turns, alternately of user and assistant."""
     roles = itertools.cycle(["user", "assistant"])
     return body(messages=[{"role": next(roles), "content": each} for each in contents], **changes)
 
 
 def text(words="Hi.", **more):
-    """Return a block of text."""
+    """Return a text block."""
     return {"type": "text", "text": words, **more}
 
 
@@ -44,7 +44,7 @@ def form(schema):
 
 
 def image(**source):
-    """Return a block of an image."""
+    """Return an image block."""
     return {"type": "image", "source": source}
 
 
@@ -127,7 +127,7 @@ CALLS = {
 
 
 def asked(connection, method, path, content, changes):
-    """Return status, type, words and headers of one call."""
+    """Return status, type, message and headers of one call."""
     raw = content if isinstance(content, bytes | None) else json.dumps(content).encode()
     sent = {**SECRET, **({"content-type": "application/json"} if raw else {}), **changes}
     connection.request(method, path, raw, {name: value for name, value in sent.items() if value is not None})
@@ -143,7 +143,7 @@ def asked(connection, method, path, content, changes):
 
 
 def test_the_simulator_answers_as_recorded():
-    """Other people's clients meet the same answers as before."""
+    """Clients of other libraries get the same answers as before."""
     with cs.Simulator("start", speed=1_000, latency=0.01, seed=7) as api:
         connection = http.client.HTTPConnection(api.url.removeprefix("http://"), timeout=30)
         answers = {name: asked(connection, *call) for name, call in CALLS.items()}

@@ -1,4 +1,4 @@
-"""The file: plain SQL reads it, what is wrong with it is said in words, and a full disk loses nothing."""
+"""The file: plain SQL reads it, defects are described in words, and a full disk loses nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ fcntl = pytest.importorskip("fcntl")
 
 
 def test_the_public_ledger(path, tmp_path):
-    """It reads and exports what runs wrote, as any SQLite program does; the export is its owner's only."""
+    """It reads and exports recorded runs like any SQLite program; only its owner can read the export."""
     rows = [attempt(1), attempt(2, error="overloaded_error")]
     with closing(Store(path, "one")) as store, cs.Ledger(str(path)) as ledger:
         store.extend(records(rows))
@@ -45,7 +45,7 @@ def test_the_public_ledger(path, tmp_path):
 
 
 def test_forget(path):
-    """The rows of an open batch that cannot be collected are free again; another id is told what is open."""
+    """The rows of an open batch that cannot be collected become free; an unknown id lists open batches."""
     with closing(Store(path)) as store, cs.Ledger(path) as ledger:
         store.claim(some(0, 3))
         store.intend(batch(0), some(0, 3))
@@ -58,7 +58,7 @@ def test_forget(path):
 
 
 def test_what_is_no_path_is_told_what_to_type(tmp_path):
-    """A number is no path, a missing folder has to be made, and a file that is gone stays gone."""
+    """A number is not a path, a missing folder has to be created, and a deleted file is not recreated."""
     with pytest.raises(LedgerError, match=r"name a file, such as Ledger\('replies.ledger'\)"):
         cs.Ledger(5)
     with pytest.raises(LedgerError, match=r"no folder .*mkdir"):
@@ -81,7 +81,7 @@ def filled(path):
 
 @pytest.mark.parametrize("part", ["head", "text", "end"])
 def test_damage_is_named_and_says_what_to_type(filled, part, monkeypatch):
-    """A ledger overwritten or cut says so when it is opened or read, with the way to save the rest."""
+    """An overwritten or truncated ledger says so when opened or read, with the way to save the rest."""
     monkeypatch.setattr(store_module, "_opened", set())  # a damaged one cannot be closed
     content = bytearray(filled.read_bytes())
     text = content.index(b"req_70")
@@ -97,7 +97,7 @@ def test_damage_is_named_and_says_what_to_type(filled, part, monkeypatch):
 
 
 def a_database(path, format_=None):
-    """Make somebody's database, or a ledger of another format."""
+    """Make another program's database, or a ledger of another format."""
     if format_ is not None:
         Store(path).close()
     with closing(sqlite3.connect(path)) as connection:
@@ -116,7 +116,7 @@ def a_database(path, format_=None):
     ],
 )
 def test_foreign_files_stay_untouched(path, make, words):
-    """What is no ledger of this format is named and refused; neither it nor its folder changes by a byte."""
+    """Anything but a ledger of this format is refused by name; its bytes and its folder stay unchanged."""
     make(path)
 
     def seen():
@@ -129,13 +129,13 @@ def test_foreign_files_stay_untouched(path, make, words):
 
 
 def limit(store, pages):
-    """Let the file have that many pages, as a disk does that is full."""
+    """Limit the file to that many pages, like a full disk."""
     with store._lock:
         store._connection.execute(f"PRAGMA max_page_count = {pages}")
 
 
 def test_full_disk_loses_nothing(anywhere):
-    """On a full disk whatever writes says so, every question knows all rows, and room mends it."""
+    """On a full disk every write says so, every query still sees all rows, and freed space repairs it."""
     anywhere.record(attempt(0), final=True)
     anywhere.claim([key(4_999)])
     limit(anywhere, 40)
@@ -168,7 +168,7 @@ def test_full_disk_loses_nothing(anywhere):
 
 
 def test_no_right_to_write(filled):
-    """A file or folder one may not write to is refused with that reason."""
+    """A file or folder without write permission is refused with that reason."""
     root = os.geteuid() == 0  # for whom no file is read-only
     for folder in filled.parents[:3]:
         folder.chmod(0o755)
@@ -188,7 +188,7 @@ def test_no_right_to_write(filled):
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_file_taken_away(path, replaced):
-    """A run whose file is moved under it says so, shows all it had, and goes on once it is back."""
+    """A run whose file is moved away says so, shows all its data, and resumes once the file is back."""
     with closing(Store(path)) as store:
         store.record(attempt(1), final=True)
         store.sync()
@@ -207,7 +207,7 @@ def test_a_file_taken_away(path, replaced):
 
 
 def test_a_lock_held_by_another_program(monkeypatch, path):
-    """A lock that never ends is named, and what could not be written follows once it does."""
+    """A lock that is never released is named, and pending writes follow once it is released."""
     monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.05)
     with closing(Store(path)) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -221,7 +221,7 @@ def test_a_lock_held_by_another_program(monkeypatch, path):
 
 
 def test_a_file_system_without_locks(path, monkeypatch):
-    """A drive that cannot lock files is named with a local one, and left clean."""
+    """A drive without file locks is named along with a local alternative, and left clean."""
 
     def fail(*_, **__):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -1,4 +1,4 @@
-"""`spend`: what the ledgers of a folder say was paid, without touching one of them."""
+"""`spend`: what the ledgers of a folder say was paid, without modifying any of them."""
 
 import datetime as dt
 import math
@@ -26,12 +26,12 @@ with open(sys.argv[1], "r+b") as file:
 
 
 def seen(folder):
-    """Return each file of a folder with what is in it."""
+    """Return each file of a folder with its content."""
     return {each.name: each.is_file() and each.read_bytes() for each in folder.iterdir()}
 
 
 def test_what_was_spent_by_day_ledger_model_and_mode(tmp_path):
-    """Sums over all runs of all ledgers, the simulator's apart; a price that is not known stays unknown."""
+    """Sums cover all runs of all ledgers, with the simulator's apart; an unknown price stays unknown."""
     night = {"sent_at": 1_764_028_799.0}  # a second before midnight, UTC
     with closing(Store(tmp_path / "a.ledger")) as one, closing(Store(tmp_path / "b.ledger")) as two:
         rows = [attempt(1, **night), attempt(2, **night, cache_read_input_tokens=100)]
@@ -59,7 +59,7 @@ def test_what_was_spent_by_day_ledger_model_and_mode(tmp_path):
 
 
 def test_a_run_that_writes_is_read_and_not_disturbed(path):
-    """What is on the disk counts while this process writes on; without its locks rows would be lost."""
+    """Rows on disk count while this process continues writing; without its locks rows would be lost."""
     with closing(Store(path)) as store:
         for number in range(1, 4):
             store.record(attempt(number), final=True)
@@ -90,7 +90,7 @@ def test_a_ledger_that_cannot_be_read_is_named(path, wrong):
 
 
 def test_a_folder_without_ledgers_and_one_that_is_not_there(tmp_path):
-    """No ledger is a frame without rows; no folder is an error that names it."""
+    """Without ledgers the frame has no rows; a missing folder is an error that names it."""
     assert spend(tmp_path).equals(pl.DataFrame(schema=SPEND))
     with pytest.raises(LedgerError, match=r"no folder .*nowhere"):
         spend(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""The store: what was recorded is read exactly, and no key is held by two living runs."""
+"""The store: records are read back exactly, and no two living runs hold the same key."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from claudescale.ledger.store import Store
 
 
 def test_attempts_and_replies(anywhere):
-    """Attempts come back in order, exactly; a key's reply is its newest final attempt, and only that."""
+    """Attempts come back exactly and in order; a key's reply is its newest final attempt alone."""
     first, failed = attempt(1), attempt(2, reply=None, error="overloaded_error", status=529)
     again = attempt(2, sent_at=1_764_000_009.0, answering_model="m", speed="fast", web_search_requests=3)
     refused = attempt(3, reply=None, error="invalid_request_error", refusal_category="cyber")
     connection = attempt(4, reply="", status=None, error="connection_error", seconds=1, dollars=0)
-    unknown = attempt(5, dollars=math.nan)  # of a model without a price
+    unknown = attempt(5, dollars=math.nan)  # from a model without a price
     everything = [first, failed, again, refused, connection, unknown]
     for each in everything:
         anywhere.record(each, final=each in {first, again, refused})
     asked = pl.Series([key(2), None, key(3), key(4), key(9), key(2)])
-    for _ in range(2):  # before and after it is on the disk
+    for _ in range(2):  # before and after it is on disk
         assert_frame_equal(anywhere.attempts(), expected(everything, anywhere.run))
         assert_frame_equal(anywhere.attempts(run=anywhere.run), expected(everything, anywhere.run))
         assert anywhere.attempts(run="another").is_empty()
@@ -39,7 +39,7 @@ def test_attempts_and_replies(anywhere):
 
 
 def test_a_few_keys_and_many_get_the_same(monkeypatch, path):
-    """Keys that are looked up get the same replies as keys for which the whole file is read, in blocks."""
+    """A key lookup gives the same replies as reading the whole file in blocks."""
     monkeypatch.setattr(store_module, "BLOCK_ROWS", 64)
     rows = [attempt(number % 400, reply=str(number)) for number in range(500)]
     newest = {row.key: row.reply for row in rows}
@@ -52,7 +52,7 @@ def test_a_few_keys_and_many_get_the_same(monkeypatch, path):
 
 
 def test_after_close(anywhere):
-    """A closed store is still read, refuses the rest, and shows even what came too late."""
+    """A closed store can still be read, refuses everything else, and shows even late records."""
     anywhere.record(attempt(1), final=True)
     anywhere.close()
     anywhere.close()
@@ -75,7 +75,7 @@ numbers = st.floats(allow_nan=False)
 
 
 def mended(text):
-    """Return the text as UTF-8 can hold it."""
+    """Return the text with everything that UTF-8 cannot hold replaced."""
     return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -116,7 +116,7 @@ def test_what_no_file_can_hold_is_refused_at_once(anywhere):
 
 
 def test_runs_of_one_file(path):
-    """They see each other's answers, each is read by its name, and a key has one owner among them."""
+    """Runs see each other's answers, each is read by its name, and each key has one owner among them."""
     with closing(Store(path, "one")) as one, closing(Store(path)) as two:
         assert one.claim([key(9), key(1)]) == [key(9), key(1)]
         assert two.claim([key(1), key(8), key(9)]) == [key(8)]
@@ -138,7 +138,7 @@ def test_runs_of_one_file(path):
 
 
 def test_a_temporary_ledger_leaves_nothing(tmp_path, monkeypatch):
-    """Without a path nothing is to be seen in any folder, and reading works after the run."""
+    """Without a path no folder shows any file, and reading works after the run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
     store = Store(None)
@@ -149,7 +149,7 @@ def test_a_temporary_ledger_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_threads_write_while_another_reads(path):
-    """What threads bring at once, one by one and in frames, is all kept, and seen in each thread's order."""
+    """Records that threads write at once, singly and in frames, are all kept and keep each thread's order."""
 
     def record(store, thread):
         for number in range(500):
@@ -172,7 +172,7 @@ def test_threads_write_while_another_reads(path):
 
 
 def test_the_life_of_a_batch(anywhere):
-    """From the intent to the end: what is noted is read, what it holds is nobody's, what is left is free."""
+    """From intent to end: notes are read back, its rows stay held, and leftover rows are free."""
     anywhere.claim(some(0, 5))
     anywhere.intend(batch(), some(0, 3))
     assert anywhere.batches() == anywhere.batches(mine=True) == [batch()]

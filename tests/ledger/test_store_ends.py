@@ -1,4 +1,4 @@
-"""After any end what was confirmed is there, and nobody holds what a dead run claimed."""
+"""After any kind of exit, confirmed records are there and a dead run's claims are free."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ print(paid)
 
 @pytest.mark.slow
 def test_processes_share_the_work(path):
-    """Processes on one new file send every key once among them, also when one of them is killed midway."""
+    """Processes on one new file send every key exactly once, even when one of them is killed midway."""
     processes = [start(SHARER, path, seed) for seed in range(3)]
     together(processes)
     time.sleep(0.05)
@@ -50,7 +50,7 @@ def test_processes_share_the_work(path):
 
 
 def test_fork_and_leaving_without_close(path):
-    """A forked child is refused its parent's store, and may open its own; the end of both leaves no claim."""
+    """A forked child cannot use its parent's store but may open its own; neither exit leaves a claim."""
     code = """
 import warnings; warnings.simplefilter("ignore")
 store.record(t.attempt(1), final=True); store.sync()
@@ -76,13 +76,13 @@ store.record(t.attempt(3), final=True)
 
 
 def elsewhere(path, beat_at):
-    """Make all openings of the file those of another computer, with that last sign of life."""
+    """Make all openings of the file those of another computer, with that last heartbeat."""
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE openings SET boot = 'elsewhere', beat_at = ?", [beat_at])
 
 
 def test_signs_of_life(monkeypatch, path):
-    """A run that cannot be seen keeps its claims while it gives signs of life, which begin with its first."""
+    """A run on another computer keeps its claims while it sends heartbeats, starting with its first claim."""
     monkeypatch.setattr(store_module, "BEAT_SECONDS", 0.01)
 
     def beat():
@@ -107,7 +107,7 @@ def test_signs_of_life(monkeypatch, path):
 
 
 def test_the_end_of_the_process_says_what_could_not_be_kept(path):
-    """Where the file cannot be written at the end, standard error says so, and the script still ends well."""
+    """If the file cannot be written at exit, standard error says so, and the script still exits normally."""
     process = start("store.record(t.attempt(1), final=True); os.unlink(sys.argv[1])", path)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
@@ -116,7 +116,7 @@ def test_the_end_of_the_process_says_what_could_not_be_kept(path):
 
 
 def test_a_killed_process_lets_go(path):
-    """After SIGKILL of the process that follows it, a batch is taken over by one living run, only once."""
+    """After SIGKILL of the process that follows it, exactly one living run takes the batch over."""
     code = """
 store.claim(t.some(0, 4))
 store.intend(t.batch(), t.some(0, 3))
@@ -129,7 +129,7 @@ input()
         assert one.adopt(keys(range(3))) == []
         assert two.claim(some(0, 4)) == []
         process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # nobody has taken note of its end
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its end was not noticed
         assert one.claim(some(0, 4)) == some(3, 4)
         process.communicate()
         assert one.adopt(keys(range(3))) == [batch()]
@@ -157,6 +157,6 @@ HERE = Presence("boot", "space", 100, "77", 5_000.0, 900.0)
     ],
 )
 def test_liveness(monkeypatch, them, born, lives):
-    """Id and birth decide where they can be seen, the boot's clock on one boot, the time of day elsewhere."""
+    """Id and birth decide where they are visible, the boot's clock on one boot, the time of day elsewhere."""
     monkeypatch.setattr(records, "_born", lambda pid: born)
     assert them.may_live(HERE) is lives

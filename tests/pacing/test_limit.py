@@ -23,15 +23,15 @@ SPEED = 20
 
 
 class Label(pydantic.BaseModel):
-    """What is parsed."""
+    """The parsed form of a reply."""
 
     label: Literal["a", "b"]
 
 
 async def used(client, *ways, **options):
-    """Return the meter of a client that was limited and used in some ways, one by one.
+    """Return the meter of a client that was limited and used in several ways, one by one.
 
-    After each no call is under way: every permit is back, and came back once.
+    After each one no call is in flight: every permit was returned exactly once.
     """
     async with cs.limit(client, **{"tier": WIDE_LIMITS, "concurrency": 2, **options}) as claude:
         limiter = limiter_of(claude)
@@ -100,7 +100,7 @@ async def raw_stream(claude):
 
 
 def test_whatever_way_it_is_called_an_answer_is_settled_by_its_usage(api):
-    """One call is counted for each, with the dollars that the API's own account has."""
+    """Each call counts once, with the dollars of the API's own account."""
     before = api.stats["dollars"]
     ways = create, beta, parse, raw, streaming_response, stream, stream_of_create, raw_stream
     calls = asyncio.run(used(api.client(), *ways)).calls
@@ -113,7 +113,7 @@ def test_whatever_way_it_is_called_an_answer_is_settled_by_its_usage(api):
     assert calls["simulated"].all()
 
 
-# each way not to come to an end
+# each way to leave a call unfinished
 
 
 async def left(claude):
@@ -151,13 +151,13 @@ async def canceled_stream(claude):
 
 
 def test_a_call_that_is_left_gives_its_permit_back(api):
-    """A break, a close, a dropped stream and a cancellation are each counted once, as canceled."""
+    """A break, a close, a dropped stream and a cancellation each count once, as canceled."""
     ways = left, closed_unread, dropped, canceled, canceled_stream
     assert asyncio.run(used(api.client(), *ways)).errors == {"canceled": len(ways)}
 
 
 def test_a_canceled_wait_takes_no_permit(api):
-    """Who gives up while waiting for its turn was never sent and is not counted."""
+    """A call canceled while waiting for its turn was never sent and is not counted."""
 
     async def give_up(claude):
         calls = [asyncio.create_task(create(claude)) for _ in range(3)]
@@ -179,7 +179,7 @@ def test_a_canceled_wait_takes_no_permit(api):
     ],
 )
 def test_what_fails_gives_its_permit_back(fault, way, raised, errors):
-    """A cut connection and an error, streamed or not: one permit for each attempt of the SDK's retries."""
+    """A cut connection and an error, streamed or not, return one permit per attempt of the SDK's retries."""
 
     async def failing(claude):
         with pytest.raises(raised):
@@ -191,7 +191,7 @@ def test_what_fails_gives_its_permit_back(fault, way, raised, errors):
 
 
 def test_a_refusal_holds_everybody_for_retry_after():
-    """After a 429 that says five seconds, the next call of anybody waits for them."""
+    """After a 429 with a retry-after of five seconds, the next call of any task waits that long."""
 
     async def refused(claude):
         with pytest.raises(anthropic.RateLimitError):
@@ -205,7 +205,7 @@ def test_a_refusal_holds_everybody_for_retry_after():
 
 
 def test_an_error_event_gives_the_permit_back():
-    """An error in the middle of a stream ends the call as overloaded; what was written before is counted."""
+    """An error in the middle of a stream ends the call as overloaded; earlier output is counted."""
     usage = {"input_tokens": 11, "output_tokens": 1}
     message = {"type": "message", "id": "m", "role": "assistant", "content": [], "model": ASKED["model"]}
     start = {"type": "message_start", "message": {**message, "usage": usage}}
@@ -222,11 +222,11 @@ def test_an_error_event_gives_the_permit_back():
     assert not call["simulated"]
 
 
-# what it learns, and what it leaves alone
+# limits learned from headers, and calls left alone
 
 
 def test_headers_teach_the_limits_and_each_group_has_its_own(api):
-    """The table said tier 1; the first answer says what the account has, for its models alone."""
+    """The table assumed tier 1; the first answer gives the account's limits, for its model group alone."""
 
     async def three_models(claude):
         await create(claude)
@@ -243,7 +243,7 @@ def test_headers_teach_the_limits_and_each_group_has_its_own(api):
 
 
 def test_free_calls_and_batches_pass_through(api):
-    """Token counts, batches and lists are not paced, nor counted."""
+    """Token counts, batches and lists are neither paced nor counted."""
 
     async def free_calls(claude):
         await claude.messages.count_tokens(model=ASKED["model"], messages=ASKED["messages"])
@@ -254,7 +254,7 @@ def test_free_calls_and_batches_pass_through(api):
 
 
 def test_concurrency_caps_what_is_in_flight_and_the_users_middleware_stays():
-    """Never more than two at once, all models together; what the user hung in sees each attempt."""
+    """Never more than two are in flight over all models; the user's middleware sees each attempt."""
     seen = []
 
     async def mine(request, call_next):
@@ -271,7 +271,7 @@ def test_concurrency_caps_what_is_in_flight_and_the_users_middleware_stays():
 
 
 def test_a_run_takes_the_limiter_off(api):
-    """A run given a limited client paces its calls itself, so none is paced twice; limiting twice is once."""
+    """A run given a limited client paces its calls itself, so none is paced twice; nor by limiting twice."""
     claude = cs.limit(cs.limit(api.client()), tier="build")
     assert len(claude.middleware) == 1
     run = cs.wait(a_plan(reviews(3)).run(claude, ledger=None, progress=False))
@@ -280,7 +280,7 @@ def test_a_run_takes_the_limiter_off(api):
 
 
 def test_watch_shows_the_calls_of_a_limited_client(api):
-    """`cs.watch` says how many were answered and what the limits have left, and has the calls as a frame."""
+    """`cs.watch` shows the calls answered and the limits' remainders, and has the calls as a frame."""
 
     async def watched(claude):
         await create(claude)
@@ -296,7 +296,7 @@ def test_watch_shows_the_calls_of_a_limited_client(api):
 
 
 def test_several_loops_one_after_the_other(api):
-    """The same client in one `asyncio.run` after another: counts and buckets go on, on a loop each."""
+    """One client in successive `asyncio.run` calls keeps counts and buckets, each on its own loop."""
     http = httpx2.AsyncClient(limits=httpx2.Limits(max_keepalive_connections=0))
     claude = cs.limit(api.client(http_client=http), tier=WIDE_LIMITS, concurrency=2)
     for _ in range(3):
@@ -314,7 +314,7 @@ def test_several_loops_one_after_the_other(api):
     ],
 )
 def test_what_cannot_be_limited_says_what_to_type(client, options, words):
-    """A client that blocks, and options that are none, raise before anything is sent."""
+    """A blocking client and invalid options raise before anything is sent."""
     with pytest.raises(PlanError, match=words):
         cs.limit(client(api_key="simulated"), **options)
 
@@ -330,7 +330,7 @@ def test_what_cannot_be_limited_says_what_to_type(client, options, words):
     ],
 )
 def test_clients_of_the_clouds_are_limited(kind, own, api):
-    """AWS and Google speak the same wire, so their clients are paced and stay what they are."""
+    """AWS and Google use the same wire protocol, so their clients are paced and keep their class."""
     client = getattr(anthropic, kind)(base_url=api.url, **own)
     assert type(cs.limit(client)) is type(client)
     assert asyncio.run(used(client, create)).answered == 1

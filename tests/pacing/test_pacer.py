@@ -24,7 +24,7 @@ BORNE = (1e7, 1e10, 1e10)
 @pytest.mark.slow
 @pytest.mark.parametrize(("binding", "minutes"), [("requests", 1), ("input_tokens", 2), ("output_tokens", 4)])
 def test_a_run_is_close_to_the_bound_and_never_over_the_limit(binding, minutes):
-    """With buckets of a second: hardly ever refused, 6% over the bound at most, no window over its limit."""
+    """With one-second buckets: few refusals, at most 6% over the bound, no window over its limit."""
     limits = Limits.of("2", "claude-haiku-4-5")
     calls = workload(limits, binding, minutes, seed=1)
     outcome = virtual.run(study(limits, calls, bucket_seconds=1.0))
@@ -54,14 +54,14 @@ def test_a_run_is_close_to_the_bound_and_never_over_the_limit(binding, minutes):
     ],
 )
 def test_what_an_answer_means_for_the_pace(status, headers, kind):
-    """A 429 holds everybody, also one that says that nobody should retry."""
+    """A 429 holds every call, even one that says not to retry."""
     answer = Answer(status, headers, b"{}", None if status else "connection_error")
     assert kind_of(verdict(answer), status) == kind
 
 
 @pytest.mark.parametrize(("headers", "least", "most"), [({"retry-after": "20"}, 20, 22.1), ({}, 1, 1.2)])
 def test_nobody_goes_before_retry_after_has_passed(headers, least, most):
-    """A refusal holds all for as long as the API says, and for a second where it says nothing."""
+    """A refusal holds all calls for as long as the API says, or one second if it says nothing."""
 
     async def waited():
         pacer = Pacer(WIDE, clock=virtual.clock(now=0.0))
@@ -74,7 +74,7 @@ def test_nobody_goes_before_retry_after_has_passed(headers, least, most):
 
 @pytest.mark.slow
 def test_errors_by_chance_hardly_slow_a_run_down():
-    """With one call in five failing, whatever one does, a run takes little longer than for its calls."""
+    """With one call in five failing at random, a run takes little longer than its calls need."""
     plain, struck = (
         through_desk(600, {"concurrency": 32}, latency=0.5, tier=BORNE, faults=faults)
         for faults in ({}, {529: 0.2})
@@ -86,14 +86,14 @@ def test_errors_by_chance_hardly_slow_a_run_down():
 @pytest.mark.slow
 @pytest.mark.parametrize(("most", "refused"), [(4, 0.2), (20, 0.06)])
 def test_a_hidden_limit_is_found_and_kept(most, refused):
-    """An API that bears so many calls at once gets about as many, and few more."""
+    """An API that supports a hidden number of calls at once gets about that many, and few more."""
     rows = 50 * most
     engine = through_desk(rows, latency=0.5, tier=BORNE, faults={"overload_above": most})
     assert engine.seconds < 1.2 * rows / most * 0.5 + 10
     assert len(engine.attempts) - rows < refused * rows
 
 
-# whatever happens
+# arbitrary events
 
 NUMBERS = st.one_of(
     st.floats().map(str),
@@ -117,7 +117,7 @@ MOVES = st.lists(
 
 
 class Pacing:
-    """Drives a pacer beside the API's own buckets, which see each call as it goes. Output is never short."""
+    """Drives a pacer beside the API's own buckets, which see each call when sent. Output is never short."""
 
     def __init__(self, limits, bucket_seconds, concurrency, share, lies):
         self.loop = asyncio.get_running_loop()
@@ -138,14 +138,14 @@ class Pacing:
         self.refused_by_api += not self.api.admit(self.loop.time(), input_tokens=tokens)
 
     def answer(self, place):
-        """Let a call come back with what the API's buckets hold, or with what something has spoiled."""
+        """Return a call with the API's bucket levels, or with headers that something has damaged."""
         permit, tokens = self.permits.pop(place)
         self.api.produce(self.loop.time(), 50)
         headers = self.lies.pop() if self.lies else self.api.headers(self.loop.time())
         self.pacer.settle(permit, Outcome("answered", read_headers(headers), tokens, 50))
 
     def lose(self, place, kind, seconds):
-        """Let a call come back as a 429 or a 5xx, or not at all: the API has not counted it."""
+        """Return a call as a 429, a 5xx or lost: the API has not counted it."""
         permit, tokens = self.permits.pop(place)
         for bucket, amount in ((self.api.requests, 1), (self.api.input_tokens, tokens)):
             bucket.level = min(bucket.refill(self.loop.time()) + amount, bucket.capacity)
@@ -157,12 +157,12 @@ class Pacing:
             self.held_until = max(self.held_until, self.loop.time() + max(seconds, 1.0))
 
     async def move(self, kind, part):
-        """Let something happen, then look whether permits are accounted for and every figure is one."""
+        """Apply one event, then check that all permits are accounted for and every figure is finite."""
         if kind == "ask":
             for _ in range(1 + int(part * 12)):
                 self.waiting.append(self.loop.create_task(self.call(self.asked, max(part * self.most, 1.0))))
                 self.asked += 1
-        elif kind == "sleep":  # the laptop: the clock goes on, and nothing else does
+        elif kind == "sleep":  # the laptop sleeps: only the clock advances
             self.loop._virtual.now += part * 30_000
         elif kind == "give up" and self.waiting:
             self.waiting.pop(int(part * len(self.waiting))).cancel()
@@ -178,8 +178,8 @@ class Pacing:
         assert self.is_lied_to or self.refused_by_api == 0
 
     async def end(self):
-        """Whoever waits is let go, in the order of coming, in bounded time."""
-        # Who is told a limit of one token a minute waits by it, until the next answer tells the truth.
+        """Every waiting call is released in order of arrival and in bounded time."""
+        # A caller told of a limit of one token a minute waits by it until the next answer corrects it.
         patience = 1_000
         while (self.waiting or self.permits) and patience:
             await self.move("answer", 0.999)
@@ -202,7 +202,7 @@ class Pacing:
     moves=MOVES,
 )
 def test_whatever_happens_no_limit_is_passed_and_everybody_gets_a_turn(moves, **options):
-    """The API refuses nothing of what is let go; headers that lie break no figure and hang nobody."""
+    """The API refuses none of the released calls; false headers corrupt no figure and hang no call."""
 
     async def main():
         pacing = Pacing(**options)

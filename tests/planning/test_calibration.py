@@ -1,4 +1,4 @@
-"""What a plan's calls take, measured: a pilot of all rows gives the bill, and the API's count its input."""
+"""Measured costs of a plan's calls: a pilot of all rows gives the bill, and the API's count its input."""
 
 import random
 import re
@@ -16,7 +16,7 @@ SYSTEM = "Be a judge of parcels.\n\n" * 900
 
 
 def texts(rows=60, seed=1):
-    """Return texts of different lengths, full of what JSON escapes, some of them repeated."""
+    """Return texts of different lengths, some repeated, full of characters that JSON escapes."""
     draws = random.Random(seed)
     marks = ["the parcel ", "was late ", "\n\n", '"', "\\", "\N{PARTY POPPER}", "\x01", "漢字"]
     lines = [f"{row} " + "".join(draws.choices(marks, k=draws.randrange(1, 60))) for row in range(rows)]
@@ -42,19 +42,19 @@ def tokens(run):
     ids=["plain", "typed", "thinking, cut", "cached", "not billed", "few", "of one length"],
 )
 def test_a_pilot_of_all_rows_gives_the_bill(frame, options, api):
-    """Dollars and their 90th percentile are what was paid, to the last digit."""
+    """Dollars and their 90th percentile equal what was paid, to the last digit."""
     plan = a_plan(frame, **options)
     run = ran(plan, **api)
     known = plan.calibrate(run)
     assert known.options["dollars"][0] == pytest.approx(run.dollars, rel=1e-9)
-    if not api:  # else nobody knows what the rows take that were not billed
+    if not api:  # else the usage of the unbilled rows is unknown
         assert known.options["dollars_p90"][0] == pytest.approx(run.dollars, rel=1e-9)
         assert known.compiled.totals.input_tokens == pytest.approx(tokens(run), rel=1e-9)
 
 
 @pytest.mark.slow
 def test_a_batch_of_all_rows_gives_its_bill():
-    """Half the price, and hits of the cache as that batch found them."""
+    """Half the price, with the cache hits that the batch itself had."""
     plan = a_plan(texts(), mode="batch", system=SYSTEM, cache=True)
     with simulator(speed=120, batch_seconds=5) as api:
         run = finished(plan, api.client())
@@ -66,7 +66,7 @@ def test_a_batch_of_all_rows_gives_its_bill():
 
 @pytest.mark.slow
 def test_counted_tokens_are_the_apis():
-    """Input counted on all rows is what the rows then take, on a sample nearly; it costs nothing."""
+    """Counting all rows gives the input they then use, a sample nearly so, and both are free."""
     plan = a_plan(texts(), system="Answer in one word.")
     with simulator(speed=60) as api:
         some, every = (cs.wait(plan.count_tokens(api.client(), n=n)) for n in (40, 1_000))
@@ -79,7 +79,7 @@ def test_counted_tokens_are_the_apis():
 
 
 def test_what_cannot_be_counted_or_learned_from():
-    """A refusal of the API in its words, a plan of nulls, a run without a paid reply: what to do instead."""
+    """An API refusal, a plan of nulls, and a run without a paid reply each say what to do instead."""
     empty = pl.DataFrame({"text": [None]}, schema={"text": pl.String})
     with simulator(faults={400: 1.0}, speed=100) as api:
         with pytest.raises(cs.PlanError, match="Could not get the count of tokens from the API"):
@@ -92,14 +92,14 @@ def test_what_cannot_be_counted_or_learned_from():
 
 @pytest.fixture(scope="module")
 def known():
-    """Return a plan after a pilot of some rows, which also met limits that are not the table's."""
+    """Return a plan after a pilot of some rows, which also met limits that differ from the table's."""
     with simulator(tier=(70, 900_000, 90_000)) as api:
         plan = a_plan(reviews(30), tier="start", system=SYSTEM, max_tokens=1_024)
         return plan.calibrate(finished(plan.head(10), api.client()))
 
 
 def test_a_pilot_tells_the_limits(known):
-    """A pilot's limits replace the table's for its tier; how much a bucket holds is taken over for all."""
+    """A pilot's limits replace the table's for its tier; its bucket size is assumed for every tier."""
     limits, other = known.compiled.limits, known.replace(tier="build").compiled.limits
     assert limits.burst_seconds == other.burst_seconds > 1
     assert (limits.requests_per_minute, "headers" in limits.source) == (70, True)
@@ -108,7 +108,7 @@ def test_a_pilot_tells_the_limits(known):
 
 
 def test_measurements_hold_as_long_as_the_question(known):
-    """Another tier or more rows keep a pilot's measurements, another prompt or form of reply voids them."""
+    """Another tier or more rows keep a pilot's measurements; another prompt or reply form discards them."""
     measured = known.compiled.measured
     assert "measured on 10 calls: " in repr(known)
     assert known.replace(tier=1, model=MODEL).head(3).sample(2).compiled.measured is measured
@@ -117,7 +117,7 @@ def test_measurements_hold_as_long_as_the_question(known):
 
 
 def test_another_models_replies_are_as_long_as_those_measured(known):
-    """They are in doubt, and think in addition; a cache is paid for with the same replies."""
+    """Estimates for another model are uncertain and add thinking; caching is priced with the same replies."""
     models = ["claude-sonnet-5-5", "claude-opus-5-5"]
     table = known.compare(model=[MODEL, *models], cache=[False, True], mode=["live"])
     own, cached, sonnet, _, opus, _ = table.iter_rows(named=True)

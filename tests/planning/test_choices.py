@@ -1,4 +1,4 @@
-"""The frames behind a plan's pictures: which options nothing beats, what another tier or strategy gains."""
+"""The frames behind a plan's pictures: the frontier of options, and gains from other tiers or strategies."""
 
 import polars as pl
 import pytest
@@ -34,13 +34,13 @@ def plan(rows=5_000, **options):
     ],
 )
 def test_the_frontier_is_what_nothing_is_felt_to_beat(rows, on_it):
-    """Nothing is as cheap and as fast and better in one, by a difference that somebody feels."""
+    """No other choice is as cheap and as fast as one on it and noticeably better in either."""
     names = dict.fromkeys(("dollars", "minutes", "minutes_p90"), pl.Float64)
     assert frontier(pl.DataFrame(rows, schema=names, orient="row")).to_list() == on_it
 
 
 def test_the_points_are_the_choices_and_the_plans_own():
-    """Live on the higher tier and the batch are joined; a batch is one point on all tiers."""
+    """Live on the higher tier and the batch are joined; a batch is one point for all tiers."""
     points = plan().plot._points({"tier": ["scale", "start"], "model": [OPUS, MODEL]})
     assert points["choices"].sum() == 8
     assert set(points.filter("frontier")["choice"]) == {"haiku-5-5 live scale", "haiku-5-5 batch"}
@@ -57,14 +57,14 @@ def test_the_points_are_the_choices_and_the_plans_own():
     ],
 )
 def test_the_card_says_what_the_next_tier_gains(given, note):
-    """One line, and none where there is no higher tier or the limits are no tier's."""
+    """It is one line, and absent without a higher tier or when the limits belong to no tier."""
     card = repr(plan(**given))
     assert note in card if note else "next tier" not in card
 
 
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_the_savings_of_a_plan_go_from_everything_plain_to_what_it_costs(mode):
-    """Every step begins where the one before ended; the last ends with the price of the plan's mode."""
+    """Every step begins where the previous one ended; the last ends at the price of the plan's mode."""
     mine = plan(frame=REPEATED, mode=mode, system=SYSTEM, cache=True)
     steps = mine.plot._saved([OPUS, SONNET, MODEL])
     assert steps.schema == prices.SAVINGS
@@ -76,7 +76,7 @@ def test_the_savings_of_a_plan_go_from_everything_plain_to_what_it_costs(mode):
 
 
 def test_other_lines_stand_for_the_model_only_where_they_can_take_its_place():
-    """The newest of each line that stays, is for anyone, priced, and able to do what is asked."""
+    """Each is the newest of its line, not retiring, generally available, priced, and able to do the task."""
     models = plan(9, model="claude-sonnet-4-6").plot._models()
     lines = cs.models().filter(pl.col("model").is_in(models))
     assert models[0] == "claude-sonnet-4-6"

@@ -1,4 +1,4 @@
-"""What a plan says before anything is known, its arithmetic, and which mode meets its deadline and budget."""
+"""A plan before anything is known: its figures, its arithmetic, and the mode that meets its targets."""
 
 import re
 
@@ -14,7 +14,7 @@ from claudescale.planning.estimates import OPTIONS
 
 
 def test_options_in_one_table():
-    """Batch is half the price of live; savings are told against every row live."""
+    """Batch is half the price of live; savings are relative to sending every row live."""
     frame = pl.concat([texts(90), texts(90).head(10)])
     options = a_plan(frame).options
     assert options.schema == OPTIONS
@@ -29,19 +29,19 @@ def test_options_in_one_table():
 
 @pytest.mark.parametrize("frame", [[], [None]])
 def test_nothing_to_send(frame):
-    """A plan of no rows, or of nulls alone, costs nothing and takes no time."""
+    """A plan without rows, or of nulls alone, costs nothing and takes no time."""
     option = a_plan(frame).options.row(0, named=True)
     assert (option["dollars"], option["minutes"], option["binding"]) == (0, 0, "nothing to send")
 
 
 def test_a_cached_prefix_is_written_once():
-    """One row alone only writes it, which costs more than to send it; `test_calibration.py` has the reads."""
+    """A single row only writes it, which costs more than sending it; `test_calibration.py` has the reads."""
     one = a_plan(texts(1), system="Be a judge of parcels. " * 900)
     assert one.replace(cache=True).options["dollars"][0] > one.options["dollars"][0]
 
 
 def test_a_spend_limit_binds_where_the_dollars_are_above_it():
-    """A mode that costs more than the tier may spend in a month says so; one that costs less does not."""
+    """A mode that costs more than the tier's monthly cap says so; one that costs less does not."""
     frame = pl.select(text=pl.format("{} {}", pl.lit("a" * 2_000), pl.int_range(120_000)))
     live, batch = cs.plan(frame, "{text}", model=OPUS, tier="start").options.iter_rows(named=True)
     assert batch["dollars"] < 500 < live["dollars"]
@@ -54,7 +54,7 @@ TEXTS = pl.DataFrame({"text": ["late again", "works"]})
 
 
 def guessed(prompt="Judge: {text}", **options):
-    """Return the output tokens of a reply that a plan assumes."""
+    """Return the output tokens that a plan assumes for a reply."""
     return cs.plan(TEXTS, prompt, **{"model": HAIKU, **options}).compiled.expected.output_tokens
 
 
@@ -74,13 +74,13 @@ WRITTEN = (
     [(pl.Enum(["yes", "no", "other"]), '{"reply":"yes"}'), (FORM, WRITTEN % ("x" * 50, "x" * 50))],
 )
 def test_a_typed_reply_is_as_long_as_its_form(returns, written):
-    """Keys and punctuation are exact, labels are of their mean length."""
+    """Keys and punctuation are exact, and labels have their mean length."""
     tokens = len(written) / cs.plan(TEXTS, "{text}", model=HAIKU).compiled.model.characters_per_token
     assert guessed(returns=returns) == pytest.approx(tokens, abs=6)
 
 
 def test_free_text_is_as_long_as_is_asked_for():
-    """Words, sentences and paragraphs that prompt or system prompt ask for; never above max_tokens."""
+    """The length follows the words, sentences or paragraphs that the prompts ask for, up to max_tokens."""
     asked = ["Name it in one word: {text}", "In one sentence: {text}", "Three sentences on {text}", "{text}"]
     assert sorted(asked, key=guessed) == asked
     assert guessed(system="Answer with a single word.") == guessed(asked[0]) < 10
@@ -89,7 +89,7 @@ def test_free_text_is_as_long_as_is_asked_for():
 
 
 def test_thinking_is_assumed_where_a_model_thinks():
-    """By effort, where it cannot be off or is asked for; none where it is off; the card says so."""
+    """It depends on effort where a model thinks, and is zero where thinking is off; the card says so."""
     names = ("low", "medium", "high", "xhigh", "max")
     efforts = [guessed(effort=effort, max_tokens=8_000) for effort in names]
     assert guessed() == guessed(model=SONNET) < efforts[0], "off in bulk"
@@ -102,12 +102,12 @@ def test_thinking_is_assumed_where_a_model_thinks():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["level", "explained"])
 def test_the_first_price_is_near_what_is_paid(name):
-    """Of the notebooks' plans: within a quarter, before anything is known."""
+    """The plans of the notebooks are within a quarter before anything is known."""
     plan, api = case(name, 100)
     assert plan.options["dollars"][0] == pytest.approx(ran(plan, **api).dollars, rel=0.25)
 
 
-# --------------------------------------------------------------- what meets a deadline and a budget
+# --------------------------------------------------------------- meeting a deadline and a budget
 
 
 def auto(**given):
@@ -128,12 +128,12 @@ def auto(**given):
     ],
 )
 def test_auto_is_the_cheapest_that_is_in_time(wishes, mode):
-    """Half the price where there is a day, a hybrid where there are hours, live where there are minutes."""
+    """A day gives half the price, hours give a hybrid, and minutes give live calls."""
     assert auto(**wishes).compiled.resolved() == mode
 
 
 def test_what_cannot_be_met_names_what_can():
-    """An impossible deadline says one that would do, and that does; a budget, the cheapest way's price."""
+    """An impossible deadline names one that works, and it does; a budget names the lowest price."""
     with pytest.raises(cs.errors.ImpossibleDeadline, match="mode='live', the quickest") as refused:
         auto(deadline=2).compiled.resolved()
     minutes = float(re.search(r"deadline=(\d+)", str(refused.value))[1])
@@ -153,7 +153,7 @@ def test_what_cannot_be_met_names_what_can():
 
 @pytest.mark.parametrize(("deadline", "like"), [(120, "batch"), (30, "live")])
 def test_a_hybrid_costs_a_batch_where_one_is_in_time_and_live_calls_at_most(deadline, like):
-    """Its 90th percentile in minutes is the deadline, in dollars that of live calls."""
+    """Its 90th percentile in minutes is the deadline, and in dollars that of live calls."""
     options = auto(mode="hybrid", deadline=deadline).options
     rows = {row["mode"]: row for row in options.iter_rows(named=True)}
     hybrid = rows["hybrid"]
@@ -163,7 +163,7 @@ def test_a_hybrid_costs_a_batch_where_one_is_in_time_and_live_calls_at_most(dead
 
 
 def test_a_plan_shows_and_runs_what_it_chose():
-    """The card marks the mode, and the run is one of that mode."""
+    """The card marks the mode, and the run uses that mode."""
     plan = a_plan(reviews(3), mode="auto", deadline=30)
     assert "live <-" in repr(plan)
     with simulator(speed=60) as api:

@@ -33,7 +33,7 @@ def plan(frame=None, prompt="Say {text}", **options):
 
 
 def test_nothing_is_sent_until_run():
-    """What a plan can tell it tells without a call; it has thirteen members besides its parameters."""
+    """Everything a plan can show takes no call; it has thirteen members besides its parameters."""
     verbs = "compare head sample replace retry calibrate count_tokens learn_limits run start"
     members = {name for name in vars(plan()) | vars(cs.Plan) if name[0] != "_"} - set(PARAMETERS)
     assert members == {"compiled", "options", "requests", "plot", *verbs.split()}
@@ -47,7 +47,7 @@ def test_nothing_is_sent_until_run():
 
 
 class Table:
-    """Stands for a table of pandas, pyarrow or DuckDB: it has the Arrow C stream and nothing else."""
+    """Stands in for a table of pandas, pyarrow or DuckDB: it has the Arrow C stream and nothing else."""
 
     def __init__(self, frame):
         self.frame = frame
@@ -60,7 +60,7 @@ class Table:
     "frame", [pl.LazyFrame({"text": ["a", None]}), ["a", None], Table(pl.DataFrame({"text": ["a", None]}))]
 )
 def test_a_frame_is_one_of_polars_or_texts_or_an_arrow_table(frame):
-    """Whatever holds the rows, they are those of the Polars frame."""
+    """Any holder of rows gives the same rows as the Polars frame."""
     expected = plan(pl.DataFrame({"text": ["a", None]}))
     made = plan(frame)
     assert_frame_equal(made.requests, expected.requests)
@@ -85,7 +85,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_arguments_of_a_wrong_kind_are_told_what_to_type(name):
-    """What cannot be a parameter is a PlanError of ours that names no text of the frame; nothing is sent."""
+    """An invalid parameter is a PlanError that quotes no text of the frame; nothing is sent."""
     for value in WRONG[name]:
         with pytest.raises(cs.PlanError) as error:
             plan(**{"frame": pl.DataFrame({"text": [SECRET]}), name: value})
@@ -95,7 +95,7 @@ def test_arguments_of_a_wrong_kind_are_told_what_to_type(name):
 
 @pytest.mark.parametrize("value", [Decimal(5), Fraction(10, 2), 5.0])
 def test_numbers_of_any_kind_are_plain_ones(value):
-    """A number of another library gives the very plan that Python's own gives; a deadline may be a time."""
+    """A number of another library gives the same plan as Python's own; a deadline may be a timedelta."""
     for name in ("max_tokens", "concurrency", "budget", "deadline"):
         number = getattr(plan().replace(**{name: value}), name)
         assert (number, type(number) in {int, float}) == (5, True)
@@ -108,7 +108,7 @@ def test_numbers_of_any_kind_are_plain_ones(value):
 
 
 def test_a_lazy_frame_that_cannot_be_planned():
-    """A LazyFrame's own error is a PlanError without its words, which may quote data."""
+    """A LazyFrame's own error becomes a PlanError without its message, which may quote data."""
     lazy = pl.LazyFrame({"text": [SECRET]})
     with pytest.raises(cs.PlanError, match=r"ColumnNotFoundError.*frame\.collect\(\)"):
         plan(lazy.select("missing"))
@@ -121,7 +121,7 @@ def test_a_lazy_frame_that_cannot_be_planned():
 
 
 def test_a_plan_never_changes():
-    """`replace` gives another plan, which differs in that alone; the old one stays as it is."""
+    """`replace` returns another plan that differs in that alone; the original stays the same."""
     before = plan(budget=1.0, max_tokens=64)
     other = before.replace(tier=1, max_tokens=32)
     differ = {name for name in PARAMETERS if getattr(before, name) is not getattr(other, name)}
@@ -131,7 +131,7 @@ def test_a_plan_never_changes():
 
 
 def test_compare_tells_cache_hits():
-    """All but the first live, the middle of the documented range in batches, not known of a hybrid."""
+    """Live hits are all but the first, a batch's the documented middle, a hybrid's unknown."""
     cached = a_plan(reviews(100), system=SYSTEM).compare(cache=[False, True], deadline=[90])
     hits = {row[:2]: row[2] for row in cached.select("cache", "mode", "cache_hit_share").rows()}
     known = {(True, "live"): 0.99, (True, "batch"): calibration.BATCH_HIT_SHARE, (True, "hybrid"): None}
@@ -139,7 +139,7 @@ def test_compare_tells_cache_hits():
 
 
 def test_compare_is_what_the_changed_plans_say():
-    """A row per combination and mode, led by the names in one form, each that of `replace` and `options`."""
+    """Each combination and mode has a row, equal to `replace` and `options`, led by the normalized names."""
     mine = a_plan(reviews(50), system=SYSTEM)
     lists = {"tier": [1, "Build"], "model": [MODEL, OPUS], "cache": [True, False], "budget": [None, 9.0]}
     table = mine.compare(**lists)
@@ -163,7 +163,7 @@ def test_compare_is_what_the_changed_plans_say():
 
 
 def test_the_rows_are_read_once():
-    """Comparing models, tiers and lengths measures the frame a single time."""
+    """Comparing models, tiers and lengths measures the frame only once."""
     reads = []
     frame = reviews(5).lazy().map_batches(lambda read: reads.append(1) or read, schema={"text": pl.String})
     made = plan(frame)
@@ -173,7 +173,7 @@ def test_the_rows_are_read_once():
 
 
 def test_sample_is_seeded():
-    """The same seed draws the same rows, another draws others, and no row comes twice."""
+    """The same seed draws the same rows, another seed others, and no row twice."""
     made = plan(reviews(100).lazy())
     one, again, other = (set(made.sample(10, seed).frame["text"]) for seed in (1, 1, 2))
     assert one == again != other
@@ -181,7 +181,7 @@ def test_sample_is_seeded():
 
 
 def test_what_an_editor_completes_is_what_there_is():
-    """Modes, efforts, models and tiers of the signatures exist; all methods take what `plan` does."""
+    """Modes, efforts, models and tiers in the signatures exist; all methods take the parameters of `plan`."""
     models, tiers = (get_args(get_args(names)[0]) for names in (plans.ModelName, plans.TierName))
     assert [catalog.model(name).id for name in models] == list(models)
     assert all(catalog.tier(name) for name in tiers)
@@ -195,7 +195,7 @@ def test_what_an_editor_completes_is_what_there_is():
 
 
 def test_the_card_hides_the_rows_and_escapes_the_rest():
-    """Neither text nor prompt is in a plan's card, what could be markup is text, and it says what to type."""
+    """No text or prompt appears in a plan's card, markup is escaped, and it says what to type."""
     made = plan(
         pl.DataFrame({"text": [SECRET]}), "Top secret: {text}", system="They gave {text}.",
         tier=replace(WIDE_LIMITS, source="<b>me</b>"),
@@ -209,7 +209,7 @@ def test_the_card_hides_the_rows_and_escapes_the_rest():
 
 
 def test_without_a_client_one_is_made(monkeypatch, capsys):
-    """plan.run() alone connects: with no key in the environment to a simulator, which is said."""
+    """plan.run() alone connects: without a key in the environment, to a simulator, and it says so."""
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     run = asyncio.run(plan(reviews(1)).run(ledger=None, progress=False))
     assert run.results["simulated"].all()
@@ -217,7 +217,7 @@ def test_without_a_client_one_is_made(monkeypatch, capsys):
 
 
 def test_a_forgotten_await_says_so():
-    """What has to be awaited says what to type; nothing is asked of the API."""
+    """Each awaitable says what to type; nothing is requested from the API."""
     with simulator() as api, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         for line in ("plan.run(client)", "plan.count_tokens(client)", "plan.learn_limits(client)"):

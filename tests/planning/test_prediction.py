@@ -1,4 +1,4 @@
-"""What a plan says after a pilot, held against what the whole run then took; the benchmark has more of it."""
+"""A plan's predictions after a pilot, compared with the whole run; the benchmark has more of them."""
 
 import pytest
 from predicted import kept, resampled
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.slow
     ],
 )
 def test_pilots_foretell_dollars_and_minutes(name, rows, wide):
-    """Whatever binds, the middle is near, the 90th percentiles hold, and are no wider than they need to be.
+    """Whatever limit binds, the middle is near and the 90th percentiles hold and are narrow enough.
 
-    The bounds are wider by what so few pilots leave open; the benchmark has hundreds.
+    The bounds are wide enough for so few pilots; the benchmark has hundreds.
     """
     for found in kept(resampled(name, worlds=2, pilots=10, rows=rows)).iter_rows(named=True):
         for figure in ("dollars", "minutes"):

@@ -1,4 +1,4 @@
-"""The body of one row of each kind, as the SDK's own types take it: live and in a batch."""
+"""The body of one row of each kind, as the SDK's own types accept it: live and in a batch."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from running import a_plan, finished, simulator
 
 import claudescale as cs
 
-REQUEST = TypeAdapter(Request)  # of a batch; its params are a live call's
+REQUEST = TypeAdapter(Request)  # for a batch; its params are a live call's
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x1c\0\0\0\x1c\x08\x02"
 FRAME = pl.DataFrame(
     {"text": ["late again"], "language": ["German"], "photo": [PNG], "file": [b"%PDF-1.7 << /Type /Page >>"]}
@@ -50,7 +50,7 @@ KINDS = {
 
 
 def read(value):
-    """Return a validated value with all inside it: an Iterable of the types is validated as it is read."""
+    """Return a validated value and its content: the types validate an Iterable only when it is read."""
     if isinstance(value, dict):
         return {name: read(inner) for name, inner in value.items()}
     is_list = isinstance(value, Iterable) and not isinstance(value, str)
@@ -64,7 +64,7 @@ def plan_of(kind, mode="live"):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_body_of_each_kind_is_of_the_sdk_s_types(kind):
-    """Each field is of its type, and none is there that the types do not know: those would be dropped."""
+    """Each field has its type, and none is unknown to the types, which would drop it."""
     rows = plan_of(kind).requests
     assert rows.height == KINDS[kind].get("samples", 1)
     for key, params in rows.iter_rows():
@@ -75,7 +75,7 @@ def test_a_body_of_each_kind_is_of_the_sdk_s_types(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_the_simulator_answers_a_row_of_each_kind(mode):
-    """Each is answered as the API would, none refused, and the reply is what was asked for."""
+    """Each is answered as by the API, none is refused, and the reply has the requested form."""
     with simulator(speed=600, batch_seconds=6) as api:
         for kind in KINDS:
             results = finished(plan_of(kind, mode), api.client()).results

@@ -1,4 +1,4 @@
-"""A run over many images and PDFs: every row is answered, and the files are never in memory together."""
+"""A run over many images and PDFs: every row is answered, and the files are never all in memory."""
 
 import random
 import struct
@@ -21,7 +21,7 @@ MEGABYTES = 50.0  # of memory at most; all files together, in base64, are more
 
 @pytest.fixture(scope="module")
 def frame(tmp_path_factory):
-    """Return 200 rows, each with an image of its own and one of 50 PDFs of one to five pages."""
+    """Return 200 rows, each with its own image and one of 50 PDFs of one to five pages."""
     folder, noise = tmp_path_factory.mktemp("files"), random.Random(1)
     head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 240, 240) + b"\x08\x02"
     rows = []
@@ -37,7 +37,7 @@ def frame(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url():
-    """Yield where a simulator listens that has a process, and so a memory, of its own."""
+    """Yield the address of a simulator that has a process, and so a memory, of its own."""
     names = ("requests", "input-tokens", "output-tokens")
     limits = [f"--{name}-per-minute={limit}" for name, limit in zip(names, WIDE, strict=True)]
     command = [sys.executable, "-m", "claudescale.simulator", "--speed=2000", "--batch-seconds=60", *limits]
@@ -47,7 +47,7 @@ def url():
 
 
 def megabytes(what):
-    """Return the memory of this process, now (VmRSS) or at most (VmHWM)."""
+    """Return the memory of this process, now (VmRSS) or at its highest (VmHWM)."""
     return int(STATUS.read_text(encoding="ascii").split(f"{what}:")[1].split()[0]) / 1_024
 
 
@@ -55,11 +55,11 @@ def megabytes(what):
 @pytest.mark.skipif(not STATUS.exists(), reason="memory is read as Linux tells it")
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_a_run_over_many_files_holds_few_of_them(frame, url, mode):
-    """All rows are answered once, at about the estimate; at most some files are in memory."""
+    """All rows are answered once, at about the estimate; only a few files are in memory at once."""
     client = anthropic.AsyncAnthropic(base_url=url, api_key="simulated")
     plan = a_plan(frame, PROMPT, mode=mode, concurrency=8)
-    finished(plan.head(4), client)  # what is imported at the first run is no memory of files
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest so far is forgotten
+    finished(plan.head(4), client)  # the imports of a first run are not memory of files
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the highest so far
     before = megabytes("VmRSS")
     run = finished(plan, client)
     assert megabytes("VmHWM") - before < MEGABYTES

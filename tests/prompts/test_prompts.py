@@ -1,4 +1,4 @@
-"""Frames to request bodies and back to rows: the right text, keys that stay, what has no price refused."""
+"""Frames to request bodies and back to rows: the right text, stable keys, unpriceable requests refused."""
 
 import base64
 import hashlib
@@ -47,7 +47,7 @@ def answers(*rows):
 @settings(deadline=None, max_examples=15)
 @given(texts=st.lists(TEXTS, max_size=20), slice_rows=st.integers(1, 7), data=st.data())
 def test_rows_become_requests_and_answers_rows(template, texts, slice_rows, data):
-    """No cell breaks the JSON, a key is the hash of API and body, identical rows are sent once."""
+    """No cell breaks the JSON, a key is the hash of API and body, and identical rows are sent once."""
     frame = pl.DataFrame({"text": texts, "other": 1}, schema={"text": pl.String, "other": pl.Int64})
     prompt = compiled(template, frame, system="Briefly.")
     with pytest.MonkeyPatch.context() as patched:
@@ -72,7 +72,7 @@ def test_rows_become_requests_and_answers_rows(template, texts, slice_rows, data
 
 
 def test_the_key_depends_on_everything_that_may_change_the_answer():
-    """Model, prompt, system, schema, parameters, effort, cell and API each make another key; a cache none."""
+    """Model, prompt, system, schema, parameters, effort, cell and API change the key; caching does not."""
     options = {
         "model": SONNET, "system": "Briefly.", "returns": pl.Enum(["a"]), "max_tokens": 5, "effort": "low",
         "thinking": {"type": "adaptive"}, "examples": [("Hi", "there")], "params": {"stop_sequences": ["."]},
@@ -88,7 +88,7 @@ def test_the_key_depends_on_everything_that_may_change_the_answer():
 
 
 def test_a_request_over_32_mb_is_named_by_row_and_size():
-    """Size counts bytes as sent, of files in base64; the message has row and size and not the text."""
+    """Size counts bytes as sent, with files in base64; the message has row and size and not the text."""
     large = b"%PDF-1.4 /Type /Page" + bytes(24_000_000)
     frame = pl.DataFrame({"file": [large[:100], None, large, large]})
     with pytest.raises(RequestTooLarge, match=r"row 2 .* is 32,000") as raised:
@@ -97,7 +97,7 @@ def test_a_request_over_32_mb_is_named_by_row_and_size():
 
 
 def test_results_can_be_the_next_input():
-    """Columns named as ours keep their cells under the next free name, with a line that says so."""
+    """Columns with our names keep their cells under the next free name, and a line says so."""
     frame = pl.DataFrame({"reply": ["late", "fine"], "error": None, "reply_1": ["a", "b"], "simulated": True})
     prompt = compiled("Is it bad? {reply}", frame, returns={"bad": pl.Boolean})
     work = prompt.work(frame, "api")
@@ -118,7 +118,7 @@ class Mood(BaseModel):
 
 
 def test_examples_stand_before_the_row():
-    """Pairs are turns; a reply may be the object, a dict or a value of `returns`; they count as shared."""
+    """Pairs are turns; a reply may be the object, a dict or a value of `returns`; all are shared prefix."""
     mood = Mood.model_validate({"the label": "glad", "sure": 1})
     for reply in (mood, {"the label": "glad", "sure": 1.0}, '{"the label":"glad","sure":1.0}'):
         turns = body_of(returns=Mood, examples=[("Hi", reply)])["messages"]
@@ -140,7 +140,7 @@ def test_examples_stand_before_the_row():
 
 
 def test_a_system_prompt_is_filled_for_each_row():
-    """Only an identifier that names a column is; other braces stay, and doubled ones are a word in braces."""
+    """Only identifiers that name a column are filled in; other braces stay, and doubled ones become one."""
     frame = pl.DataFrame({"text": ["a", "b", "c"], "language": ["de", 'f"r', None]})
     system = 'Answer in {language} as {"a": {"b": 1}, "c": {}} or {{name}}.'
     work = compiled("{text}", frame, system=system).work(frame, "api")
@@ -158,7 +158,7 @@ def test_a_system_prompt_is_filled_for_each_row():
 
 
 def test_samples_send_each_row_as_often():
-    """Each row has so many results, numbered from 1; the first is the request of the plan without samples."""
+    """Each row has that many results, numbered from 1; the first is the request of an unsampled plan."""
     frame = pl.DataFrame({"text": ["a", None, "b", "a"], "sample": 7, "message": "kept"})
     prompt = compiled("{text}", frame, samples=3)
     once, work = compiled("{text}", frame).work(frame, "api"), prompt.work(frame, "api")
@@ -217,20 +217,20 @@ OPTIONS = [
     ("options", "words"), [*(({"params": each}, words) for each, words in PARAMS), *OPTIONS]
 )
 def test_what_cannot_be_sent_or_priced_is_refused_before(options, words):
-    """What the API would refuse in every row, or no bill could count, is a PlanError that says why."""
+    """A request that the API would always refuse or no bill could price is a PlanError that says why."""
     with pytest.raises(PlanError, match=words):
         plan(**options)
 
 
 def test_an_option_left_unset_is_absent():
-    """None at the top of params changes neither the request nor its key; inside it stays."""
+    """None at the top of params changes neither the request nor its key; a nested None stays."""
     unset = plan(params=dict.fromkeys(("stop_sequences", "service_tier", "model", "unheard_of")))
     assert unset.requests.equals(plan().requests)
     assert body_of(params={"metadata": {"user_id": None}})["metadata"] == {"user_id": None}
 
 
 def test_what_costs_more_than_it_seems_is_noted():
-    """Fields called reasoning, thinking or trace, as such refusals are billed; web tools; base64 as text."""
+    """Fields called reasoning, thinking or trace, web tools, and base64 as text each get a note."""
 
     def notes(frame=ONE, **options):
         return [*cs.plan(frame, "{text}", model=HAIKU, **options).compiled.prompt.notes(frame)]

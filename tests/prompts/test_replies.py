@@ -1,4 +1,4 @@
-"""returns= to a JSON schema the API takes and to typed columns, and reply texts into those columns."""
+"""From returns= to a JSON schema that the API takes and to typed columns, and reply texts into them."""
 
 import enum
 import json
@@ -45,7 +45,7 @@ PART = pl.Struct({"name": pl.String, "count": pl.Int64, "made": pl.Date})
 A_PART, READ_PART = {"full-name": "Ann", "count": 3}, {"name": "Ann", "count": 3, "made": None}
 
 
-LABELS = pl.Enum(["positive", "Negative", "us", "US"])  # compared without capitals and outer spaces
+LABELS = pl.Enum(["positive", "Negative", "us", "US"])  # compared without case and outer spaces
 # fmt: off
 FITS = [
     (pl.String, "\u00e9\U0001f600\x00\u2028", "\u00e9\U0001f600\x00\u2028"), (pl.Categorical, "a", "a"),
@@ -79,7 +79,7 @@ MISFITS = [
     ids=str,
 )
 def test_a_value_arrives_or_is_an_error_of_its_row(dtype, value, cell, error):
-    """What fits stands in the column, in its type; what does not is null and an error, never a guess."""
+    """A valid value has its type in the column; an invalid one is null and an error, never a guess."""
     returns = compile_returns(dtype)
     frame, errors = returns.decode(pl.Series([json.dumps({"reply": value})]))
     assert (frame["reply"].to_list(), errors.to_list()) == ([cell], [error])
@@ -99,7 +99,7 @@ KNOWN = {'{"reply":"a"}': ("a", None), '{"reply":"A"}': ("a", None), None: (None
     texts=st.lists(st.sampled_from([*KNOWN]) | st.text(st.characters(exclude_categories=["Cs"])), max_size=20)
 )
 def test_any_text_is_a_cell_or_an_error_of_its_row(texts):
-    """Whatever comes, repeated or not, reading never raises, and each row is read as if it were alone."""
+    """No text makes reading raise, repeated or not, and each row is read as if it were alone."""
     texts, returns = [*NOT_JSON, *texts], compile_returns(pl.Enum(["a", "b"]))
     frame, errors = returns.decode(pl.Series(texts, dtype=pl.String))
     assert frame.schema == returns.columns
@@ -122,7 +122,7 @@ class Words(RootModel[list[str]]):
 
 
 # fmt: off
-ORDER = {  # each field with its type, its column, what a reply says, and what the column has then
+ORDER = {  # each field with its type, its column, a reply's value, and the column's value
     "mood": (Mood, pl.Enum(["glad", "sad"]), "GLAD", "glad"),
     "rank": (Rank, pl.Int64(), 2, 2),
     "verdict": (Literal["keep", "drop"] | None, pl.Enum(["keep", "drop"]), None, None),
@@ -171,7 +171,7 @@ def test_a_model_becomes_columns_of_polars_types():
     ids=str,
 )  # fmt: skip
 def test_a_model_s_own_rules_hold(change):
-    """A constraint, a validator that refuses, and one that breaks are each the row's error alone."""
+    """A constraint, a validator that refuses, and one that raises affect only their own row."""
     frame, errors = compile_returns(Order).decode(pl.Series([json.dumps(REPLY | change), json.dumps(REPLY)]))
     assert errors.to_list() == ["invalid_reply", None]
     assert frame["score"].to_list() == [None, 9]
@@ -182,7 +182,7 @@ TAKEN_OF_OBJECTS = {"type", "description", "properties", "required", "additional
 
 
 def test_the_schema_has_what_the_api_takes_and_tells_the_rest():
-    """Every keyword at every depth is one of the API's; bounds and the like stand behind the user's words."""
+    """At every depth it has only the API's keywords; bounds and the like follow the user's description."""
     schema = compile_returns(Order).json_schema
     for node in nodes(schema):
         is_object = node.get("type") == "object"
@@ -223,7 +223,7 @@ TYPES = [
 
 @pytest.mark.parametrize(("given", "dtype", "node"), TYPES, ids=str)
 def test_a_type_is_a_reply_of_its_own_or_a_field(given, dtype, node):
-    """A Python or Polars type is the field `reply` of an object, and of the results; in a dict any field."""
+    """A Python or Polars type is the field `reply` of an object and of the results; in a dict, any field."""
     returns, in_a_dict = compile_returns(given), compile_returns({"reply": given})
     assert (returns.single, in_a_dict.single) == (True, False)
     assert returns.columns == in_a_dict.columns == pl.Schema({"reply": dtype})

@@ -1,4 +1,4 @@
-"""What a row says: columns readable, braces literal, mistakes explained; its files by their content."""
+"""A row's prompt: readable columns, literal braces, explained mistakes, and files by their content."""
 
 import base64
 import json
@@ -60,13 +60,13 @@ WRONG = [  # besides those of the golden errors
 
 @pytest.mark.parametrize(("cells", "dtype", "texts"), CELLS, ids=str)
 def test_a_column_of_any_type_reads_well(cells, dtype, texts):
-    """Cells of each Polars type become text a reader expects, and null stays null."""
+    """Cells of each Polars type become the text a reader expects, and null stays null."""
     assert rendered("{column}", pl.DataFrame({"column": pl.Series(cells, dtype=dtype)})) == texts
 
 
 @pytest.mark.parametrize("name", ["*", "^.*$", "a.b", "a[0]", "a:b", "a!r", "\u00e9\U0001f600", " "])
 def test_a_column_of_any_name_can_be_named_and_doubled_braces_are_text(name):
-    """Names that Polars reads as patterns, or str.format as something else, are names here."""
+    """Names that look like Polars patterns or str.format syntax are plain names here."""
     frame = pl.DataFrame({name: ["cell"], "other": ["wrong"]})
     template = '<{x}> {{{x}}} {{"label": "{x}"}} {x}{x}}}{{ {{x}}'
     assert rendered(template.replace("x", name), frame) == [
@@ -76,18 +76,18 @@ def test_a_column_of_any_name_can_be_named_and_doubled_braces_are_text(name):
 
 @pytest.mark.parametrize(("prompt", "error", "words"), WRONG)
 def test_a_prompt_that_cannot_be_read_says_what_to_type(prompt, error, words):
-    """Each mistake is found from the schema alone, and named with what to write instead."""
+    """Each mistake is found from the schema alone and named with the correct form."""
     columns = {"text": pl.String, "rating": pl.Int64, "photo": pl.String, "raw": pl.Binary}
     many = {f"column_{number}": pl.String for number in range(1_000)}
     with pytest.raises(error, match=words) as raised:
         compile_prompt(prompt, pl.Schema({**columns, "data": pl.List(pl.Binary), **many}), model=HAIKU)
-    assert len(str(raised.value)) < 600  # of a wide frame not all columns are listed
+    assert len(str(raised.value)) < 600  # a wide frame does not list all its columns
 
 
 def test_expressions_give_the_text():
-    """A Polars expression is the prompt; labels count as text, a constant goes to every row."""
+    """A Polars expression is the prompt; labels count as text, and a constant goes to every row."""
 
-    def shout(texts):  # a function of the user's that takes no nulls
+    def shout(texts):  # a user's function that does not accept nulls
         return pl.Series([text.upper() for text in texts])
 
     kinds = pl.Series(["x", "y"], dtype=pl.Enum(["x", "y"]))
@@ -114,7 +114,7 @@ def webp(kind, rest):
 
 
 def packed(pages):
-    """Return a PDF that keeps its pages in a compressed stream, as most do since 1.5."""
+    """Return a PDF that keeps its pages in a compressed stream, as most do since PDF 1.5."""
     objects = zlib.compress(b"<< /Type /Pages >> << /Font 1 >>" + b"<< /Type /Page >>" * pages)
     return b"%PDF-1.7\n1 0 obj << /Type /ObjStm /N 9 >> stream\n" + objects + b"\nendstream"
 
@@ -127,10 +127,10 @@ SCANS = b"%PDF-1.4 << /Type /Pages >> << /Type /Page >> << /Type/Page/A 1 >>"
 
 # fmt: off
 FILES = [
-    (cs.image, png(1024, 1024), HAIKU, "image/png", 1_369),  # as Anthropic counted, on 4.5 and on 5.5
+    (cs.image, png(1024, 1024), HAIKU, "image/png", 1_369),  # as counted by Anthropic, on 4.5 and on 5.5
     (cs.image, png(1024, 1024), OLD, "image/png", 1_369),
     (cs.image, png(4000, 3000), HAIKU, "image/png", 3_500),
-    (cs.image, png(4000, 3000), OLD, "image/png", 1_600),  # scaled down: about so many, at most
+    (cs.image, png(4000, 3000), OLD, "image/png", 1_600),  # scaled down: about this many, at most
     (cs.image, JPEG, HAIKU, "image/jpeg", 88), (cs.image, webp(b"VP8 ", VP8), HAIKU, "image/webp", 88),
     (cs.image, b"GIF89a" + struct.pack("<HH", 200, 300), HAIKU, "image/gif", 88),
     (cs.image, webp(b"VP8L", VP8L), HAIKU, "image/webp", 88),
@@ -144,7 +144,7 @@ FILES = [
 
 @pytest.mark.parametrize(("make", "data", "model", "media_type", "tokens"), FILES)
 def test_media_type_and_tokens_by_the_content(make, data, model, media_type, tokens):
-    """The first bytes tell the type; width and height, or the pages, tell the tokens."""
+    """The first bytes give the type; width and height, or the pages, give the tokens."""
     source = source_of(make("file"), data, model, keyed=False)
     assert (source.source["media_type"], source.tokens) == (media_type, tokens)
 
@@ -155,7 +155,7 @@ PROMPT = [cs.image("photo"), cs.pdf("file"), "What is broken? {note}"]
 
 @pytest.fixture
 def frame(tmp_path):
-    """Return a frame whose rows hold the same image in every way."""
+    """Return a frame whose rows hold the same image in every supported form."""
     files = {"a.png": PHOTO, "copy.png": PHOTO, "b.png": png(280, 280, b"other"), "a.pdf": PAPER}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -169,7 +169,7 @@ def work_of(frame, prompt=PROMPT, **options):
 
 
 def test_each_row_has_its_files_in_the_body(frame):
-    """The body has the bytes of the files in base64; `bytes` is its length; the price counts them as well."""
+    """The body has the files' bytes in base64; `bytes` is its length; the price counts them as well."""
     work = work_of(frame)
     bodies = list(work.bodies(work.requests["row"]))
     assert work.requests["bytes"].to_list() == [len(body) for body in bodies]
@@ -182,9 +182,9 @@ def test_each_row_has_its_files_in_the_body(frame):
     assert linked == {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
     known = 100 + 2 * MEDIA["page_tokens"] + len(text["text"]) / HAIKU.characters_per_token + 10
     assert work.requests["estimated_tokens"][0] == pytest.approx(known, abs=1)
-    most = work.requests["most_tokens"][0]  # what a budget sets aside: not a token for each byte of a file
+    most = work.requests["most_tokens"][0]  # what a budget reserves: not a token for each byte of a file
     assert known < most < 2 * known + 1_000
-    keys = work.keys  # of the same bytes under another name the same; other bytes, or a URL, are another
+    keys = work.keys  # the same bytes under another name keep the key; other bytes, or a URL, change it
     assert keys[0] == keys[1] == work_of(frame.with_columns(photo=pl.lit(PHOTO))).keys[0]
     assert keys.drop_nulls().n_unique() == 3
     priced, sizes = work.prompt.sizes(frame.lazy()).drop_nulls(), work.sizes.drop_nulls()
@@ -192,7 +192,7 @@ def test_each_row_has_its_files_in_the_body(frame):
 
 
 def test_what_cannot_be_read_is_an_error_of_its_row(frame):
-    """It is not sent, and the results say why; a null says nothing, as a null in a text does."""
+    """It is not sent, and the results say why; a null sends nothing, as a null in a text does."""
     found = work_of(frame).results(pl.DataFrame(schema=dict.fromkeys(("key", "reply", "error"), pl.String)))
     errors = ["file_not_found", "file_unreadable", "not_sent", "file_unreadable", None]
     assert found["error"].to_list() == [*["not_sent"] * 3, *errors]
@@ -206,7 +206,7 @@ def test_what_cannot_be_read_is_an_error_of_its_row(frame):
 
 @pytest.mark.parametrize("change", [png(280, 280, b"changed"), None])
 def test_files_are_read_when_their_row_is_sent(frame, tmp_path, change):
-    """Nothing is kept of them before; one that is another, or gone, since the keys were made is not sent."""
+    """None is held in memory before; one that changed or vanished after the keys were made is not sent."""
     work = work_of(frame)
     (tmp_path / "b.png").unlink()
     if change is not None:

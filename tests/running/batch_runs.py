@@ -1,4 +1,4 @@
-"""What the tests of batches share: a simulator on which a batch is a fraction of a second, and plans."""
+"""Helpers shared by the tests of batches: plans, and a simulator with batches of a fraction of a second."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ import claudescale as cs
 
 
 def quick(*, queue=100_000, **options):
-    """Return a simulator on which a batch is a fraction of a second."""
+    """Return a simulator whose batches take a fraction of a second."""
     given = {"speed": 1_000, "batch_seconds": 60.0, "batch_requests_per_minute": 10**6, **options}
     return simulator(batch_queue_requests=queue, **given)
 
@@ -21,7 +21,7 @@ def the_plan(rows, *, queue=None, mode="batch", **options):
 
 
 def ended(plan, api, ledger=None, **client):
-    """Return the run of a plan that has ended, or was stopped."""
+    """Return the run of a plan that has ended or was stopped."""
     try:
         return finished(plan, api.client(**client), ledger=ledger)
     except cs.RunStopped as stopped:

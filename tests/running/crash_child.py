@@ -1,4 +1,4 @@
-"""A plan by batches that runs in a process of its own, which is killed at one step; see `test_crashes`."""
+"""A plan by batches in a process of its own that is killed at one step; see `test_crashes`."""
 
 import inspect
 import itertools
@@ -35,7 +35,7 @@ POINTS = {
 
 
 def run(url, ledger, point, times=1, **plan):
-    """Run a plan to its end, or until it comes to a point, or any of them, for the so-manieth time."""
+    """Run a plan to its end, or until it reaches a point, or any of them, for the n-th time."""
     wire._PART_BYTES, wire._BLOCK_BYTES, batch_rules._PART_BYTES = 1_000, 4_000, 1_000
     passed = itertools.count(1)
     for name, (owner, method, when) in POINTS.items():

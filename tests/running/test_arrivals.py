@@ -1,4 +1,4 @@
-"""``async for row in run``: every row of the frame once, in the order in which they are answered."""
+"""``async for row in run``: every row of the frame once, in the order of their answers."""
 
 import asyncio
 
@@ -13,19 +13,19 @@ FRAME = pl.DataFrame({"text": [*(f"text {number % 30}" for number in range(40)),
 
 
 def started(api, path, frame=FRAME, **options):
-    """Return the run of a plan that was started."""
+    """Return the run of a started plan."""
     return a_plan(frame, "Say {text}", **options).start(api.client(), ledger=path, progress=False)
 
 
 async def all_of(run, rows):
-    """Return every row that a run gives, in `rows` as well as far as it comes."""
+    """Return every row that a run yields, also appended to `rows` as it arrives."""
     async for row in run:
         rows.append(row)
     return rows
 
 
 async def after_a_break(run):
-    """Return every row that a run gives after a loop over it was left."""
+    """Return every row that a run yields after a loop over it was left."""
     async for _ in run:
         break
     return await all_of(run, [])
@@ -33,9 +33,9 @@ async def after_a_break(run):
 
 @pytest.mark.parametrize("options", [{"mode": "live"}, {"mode": "batch"}, {"mode": "hybrid", "deadline": 60}])
 def test_rows_come_once_each_as_in_results(options, path):
-    """Each has its index and all columns of `results`, also of a run whose calls were made before.
+    """Each has its index and all columns of `results`, even in a run without new calls.
 
-    Leaving a loop early leaves the run going.
+    Leaving a loop early does not stop the run.
     """
     with simulator(speed=600) as api:
         for is_resumed in (False, True):
@@ -60,7 +60,7 @@ def test_rows_come_in_the_order_of_arrival(path):
 
 
 def test_rows_of_a_run_that_fails_are_given_before_it_is_raised(path):
-    """What was not answered has its error, then RunStopped says why; a column `index` is refused."""
+    """Unanswered rows have their error, then RunStopped says why; a column named `index` is refused."""
     rows = []
     with simulator(speed=600, faults={401: 1.0}) as api:
         with pytest.raises(cs.RunStopped):

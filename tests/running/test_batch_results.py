@@ -57,7 +57,7 @@ PLAIN = json.dumps(row(succeeded("fine"))).encode()
 
 
 def test_a_reply_is_an_attempt_with_all_that_the_ledger_keeps():
-    """Every column of the ledger is there, in its order and type, and the batch's price is paid."""
+    """Every ledger column is present in order and type, at the batch's price."""
     found = read(row(succeeded("fine")))
     assert found.schema == read(b"").schema == RECORDS
     step = PRICE.steps[0]
@@ -77,7 +77,7 @@ def test_a_reply_is_an_attempt_with_all_that_the_ledger_keeps():
 
 
 def test_a_price_step_is_taken_row_by_row():
-    """A long prompt is priced as a whole at its own step, and the short one beside it is not."""
+    """A long prompt is priced as a whole at its own step, and the short one next to it is not."""
     low, high = (dict.fromkeys(("cache_creation", "cache_creation_input_tokens"), None) for _ in range(2))
     for usage, tokens in ((low, 100_000), (high, 100_001)):
         usage.update(input_tokens=tokens, output_tokens=1, cache_read_input_tokens=0)
@@ -104,7 +104,7 @@ def test_a_price_step_is_taken_row_by_row():
     ],
 )
 def test_an_error_ends_its_row_only_where_sending_again_cannot_mend_it(result, error, final):
-    """The error says whether the row goes into the next batch; a cut reply is paid for, no other is."""
+    """The error decides whether the row goes into the next batch; only a truncated reply is paid for."""
     found = read(row(result)).row(0, named=True)
     paid = (result or {}).get("type") == "succeeded" and final
     assert (found["error"], found["final"], found["dollars"] > 0) == (error, final, paid)
@@ -132,10 +132,10 @@ CALL = {"type": "tool_use", "id": "t", "name": "look", "input": {"text": "x"}}
     ],
 )
 def test_what_a_reply_says_and_counts(result, reply, tokens):
-    """Texts are joined, a call is its input, and what is no count is none, in ASCII or in UTF-8."""
+    """Texts are joined, a tool call gives its input, and an invalid count is null, in ASCII or in UTF-8."""
     for ascii_only in (True, False):
         line = json.dumps(row(result), ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-        if b"\xed\xa0\x80" not in line:  # half a surrogate pair is no UTF-8
+        if b"\xed\xa0\x80" not in line:  # half a surrogate pair is not valid UTF-8
             assert read(line).select("reply", "output_tokens").rows() == [(reply, tokens)]
 
 
@@ -153,7 +153,7 @@ def test_what_a_reply_says_and_counts(result, reply, tokens):
     ],
 )
 def test_what_is_unreadable_or_of_another_is_left_out(line):
-    """A line that is broken or not ours gives no row, and its neighbours stay what they are."""
+    """A broken or foreign line gives no row, and its neighbors are unaffected."""
     assert read(line).height == 0
     assert read(PLAIN, line, PLAIN).equals(read(PLAIN, PLAIN))
 
@@ -184,7 +184,7 @@ VALUES = st.recursive(
 
 @st.composite
 def spoiled(draw):
-    """Draw a line that is nearly as usual: members changed or added, and bytes changed."""
+    """Draw a nearly normal line: members changed or added, and bytes changed."""
     body = json.loads(json.dumps(row(draw(st.sampled_from(USUAL + OTHER)))))
     for _ in range(draw(st.integers(0, 2))):
         place = body
@@ -222,7 +222,7 @@ EDGES = [
 @example([json.dumps(row(result)).encode() for result in EDGES])
 @given(st.lists(spoiled() | st.binary(max_size=40), max_size=3))
 def test_any_lines_give_a_frame_and_both_ways_agree(lines):
-    """However lines are spoiled: a row each as the careful way gives it, whatever stands beside it."""
+    """The quick and the careful parser agree on any damaged line, whatever lines surround it."""
     lines = [line.replace(b"\n", b"") for line in lines]
     suffix = f"-{NONCE}"
     assert all(batch_rules._usual_row(row(result), suffix) for result in USUAL)  # the quick way
@@ -243,11 +243,11 @@ def test_any_lines_give_a_frame_and_both_ways_agree(lines):
     ],
 )
 def test_the_first_readable_line_proves_whose_batch_it_is(block, proven):
-    """The nonce in one result tells an orphan of ours from another's batch."""
+    """The nonce in one result distinguishes our orphaned batch from another client's."""
     assert proves(block, NONCE) is proven
 
 
 def test_a_row_without_a_result_line_gets_one_that_says_so():
-    """The row is on record, unpaid as far as is known, and not final."""
+    """The row is recorded, unpaid as far as is known, and not final."""
     found = read(missing_lines([KEY], NONCE))
     assert found.select("key", "error", "final").rows() == [(KEY, "result_missing", False)]

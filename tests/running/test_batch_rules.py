@@ -29,7 +29,7 @@ SHOWN = {
 }
 
 
-# what goes into one
+# the contents of one
 
 
 @settings(max_examples=40)
@@ -40,7 +40,7 @@ SHOWN = {
     st.floats(0, 0.1) | st.just(float("inf")),
 )
 def test_a_batch_is_as_large_as_allowed_and_no_larger(rows, requests, size_bytes, dollars):
-    """Count, bytes and dollars of what fits are within all limits, and one row more would pass one."""
+    """Count, bytes and dollars stay within all limits, and one more row would exceed one of them."""
     frame = pl.DataFrame(rows, schema={"bytes": pl.Int64, "worst_dollars": pl.Float64}, orient="row")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_rules, "FULL_BYTES", size_bytes)
@@ -66,7 +66,7 @@ def test_a_batch_is_as_large_as_allowed_and_no_larger(rows, requests, size_bytes
     st.integers(50, 3_000),
 )
 def test_the_body_is_json_of_the_size_foretold(texts, part_bytes):
-    """Whatever the texts and the parts it comes in: valid JSON, each row once, by order, as long as told."""
+    """For any texts and parts it is valid JSON with each row once, in order, and as long as predicted."""
     assume(texts)
     plan = cs.plan(pl.DataFrame({"text": texts}), "<{text}>", model=MODEL, max_tokens=20, mode="batch")
     work = plan.compiled.work("api")
@@ -77,11 +77,11 @@ def test_the_body_is_json_of_the_size_foretold(texts, part_bytes):
     requests = json.loads(whole)["requests"]
     assert [each["custom_id"] for each in requests] == [f"{key}-{NONCE}" for key in work.requests["key"]]
     assert [each["params"] for each in requests] == [json.loads(body) for body in plan.requests["params"]]
-    assert max(len(each["custom_id"]) for each in requests) <= 64  # what the API takes
+    assert max(len(each["custom_id"]) for each in requests) <= 64  # accepted by the API
 
 
 def test_the_first_message_leaves_thinking_its_budget():
-    """Where thinking has a budget of tokens the shortest reply is one token longer, as the API demands."""
+    """With a thinking budget the shortest reply is one token longer than it, as the API demands."""
     thinking = {"type": "enabled", "budget_tokens": 2_048}
     given = {"model": "m", "max_tokens": 4_096, "thinking": thinking}
     body, longest = batch_rules.dry_run(json.dumps(given).encode())
@@ -89,7 +89,7 @@ def test_the_first_message_leaves_thinking_its_budget():
     assert batch_rules.dry_run(b'{"max_tokens": 9}') == (b'{"max_tokens": 1}', 1)
 
 
-# what an answer means
+# the meaning of an answer
 
 
 def _error(kind, words="no"):
@@ -111,12 +111,12 @@ def _error(kind, words="no"):
     ],
 )
 def test_what_became_of_a_batch(answer, made):
-    """Only a plain yes is a batch and only a plain no is none; all else has to be looked for."""
+    """Only a plain yes is a batch and only a plain no is none; anything else has to be looked up."""
     assert batch_rules.made(answer) is made
 
 
 def test_a_batch_as_the_api_shows_it():
-    """What cannot be read stays as it was; a state that nobody knows is one under way."""
+    """Unreadable fields stay as they were, and an unknown state counts as in progress."""
     counts = {"processing": 0, "succeeded": 2, "errored": 1, "canceled": 1, "expired": 1}
     ended = {"processing_status": "ended", "request_counts": counts, "ended_at": "1970-01-01T01:30:00+01:00"}
     over = batch_rules.updated(BATCH, SHOWN | ended)
@@ -142,7 +142,7 @@ HOUR, NOW = 3_600.0, 1_790_000_000.0
     ],
 )
 def test_which_batch_may_be_the_lost_one(created, requests, ahead, may_be):
-    """It has as many requests and was made at the time, by the API's clock, however wrong this one is."""
+    """It has as many requests and was created at the time by the API's clock, however wrong this one is."""
     moment = datetime.fromtimestamp(NOW + created, UTC)
     shown = SHOWN | {"created_at": moment.isoformat(), "request_counts": {"processing": requests}}
     told = Answer(200, {"date": format_datetime(datetime.fromtimestamp(NOW + ahead, UTC))}, b"")
@@ -151,11 +151,11 @@ def test_which_batch_may_be_the_lost_one(created, requests, ahead, may_be):
     assert batch_rules.may_be(batch, shown, window) is may_be
 
 
-# when to look again
+# when to poll
 
 
 def test_looks_become_rarer():
-    """From a batch's creation to its expiry there are below 400 looks, the first ones soon."""
+    """From a batch's creation to its expiry there are fewer than 400 polls, the first ones soon."""
     at, waits = 0.0, []
     while at < 86_400:
         waits.append(batch_rules.poll_seconds(at))
@@ -181,5 +181,5 @@ def _made(created_at, ended_at=None, state="in_progress"):
     ],
 )
 def test_when_the_last_batch_ends(batches, now, expected):
-    """Usually within an hour of the last one; nothing usual is told once that is over; at most 24 hours."""
+    """Usually within an hour of the last one, later without a usual time, and within 24 hours at most."""
     assert batch_rules.expected_end(batches, now) == expected

@@ -1,4 +1,4 @@
-"""Runs by batches and hybrid runs, over HTTP against the simulator: what is paid, kept, canceled and left."""
+"""Runs by batches and hybrid runs, over HTTP against the simulator: paid, kept, canceled and left rows."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ def api():
 
 @pytest.fixture
 def real(monkeypatch):
-    """Let a simulator be taken for the API by what sends batches."""
+    """Make the code that sends batches take a simulator for the API."""
     taken_for_real(monkeypatch)
 
 
@@ -54,11 +54,11 @@ def left(plan, api, ledger):
     return asyncio.run(leave())
 
 
-# what befalls calls: each is a function of a call, see `Breaker`
+# faults of calls: each is a function of a call, see `Breaker`
 
 
 def on(**answers):
-    """Give these answers to the first calls of endpoints; None passes one on."""
+    """Give these answers to the first calls of endpoints; None forwards one."""
 
     def change(call):
         given = answers.get(call.name, ())
@@ -73,7 +73,7 @@ def always(name, answer):
 
 
 def looks_that_fail(call):
-    """Hide a batch behind 404s and pages, now and then."""
+    """Hide a batch behind 404s and HTML pages, now and then."""
     bad = NOT_FOUND, (502, HTML, PAGE), (404, HTML, PAGE), (418, HTML, PAGE)
     hidden = call.name in {"retrieve", "results"} and (call.number <= 3 or call.number % 2)
     return bad[call.number % 4] if hidden else None
@@ -87,7 +87,7 @@ def moved(call):
 
 
 def first(name, change):
-    """Change calls of an endpoint about one batch alone: the first that it is asked about."""
+    """Change only the calls to an endpoint about one batch, the first it is asked about."""
     paths = {}
 
     def changed(call):
@@ -112,13 +112,13 @@ def lines(change):
 
 
 def on_hold(results):
-    """Have all rows but five meet a trouble of the account."""
+    """Make all rows but five meet an account error."""
     told = {"result": {"type": "errored", "error": json.loads(ON_HOLD)}}
     return [*results[:5], *(json.dumps(json.loads(line) | told).encode() + b"\n" for line in results[5:])]
 
 
 def redirect(status, where):
-    """Return an answer that leads elsewhere."""
+    """Return an answer that redirects elsewhere."""
     return status, {"location": f"{where}/v1/messages/batches?token=secret"}, b""
 
 
@@ -131,11 +131,11 @@ def archived(call):
     return status, headers, json.dumps(json.loads(content) | gone).encode()
 
 
-# what a run gets over, and what ends it
+# recoverable faults, and fatal ones
 
 
 class Situation(NamedTuple):
-    """A plan, a simulator, what befalls the calls, and what is seen in the end."""
+    """A plan, a simulator, faults of the calls, and the expected outcome."""
 
     plan: dict
     rows: int = 12
@@ -182,7 +182,7 @@ PASSES = {
 @slow
 @pytest.mark.parametrize("name", PASSES)
 def test_what_a_run_gets_over(name):
-    """Whatever befalls the calls, each row is answered and paid for once, by the server's own account."""
+    """With any fault of the calls each row is answered and paid for once, by the server's account."""
     plan, rows, options, change, seen = PASSES[name]
     with quick(**options) as api, Breaker(api.url, change) as server:
         run = ended(the_plan(rows, **plan), api, base_url=server.url + "/gw" * (change is moved))
@@ -193,7 +193,7 @@ def test_what_a_run_gets_over(name):
 
 
 class End(NamedTuple):
-    """What befalls the calls, and what the run then says: the error, words, and how many rows and creates."""
+    """Faults of the calls, and the run's outcome: error, message, and number of rows and creates."""
 
     change: object
     error: str
@@ -230,7 +230,7 @@ ENDS = {
 @slow
 @pytest.mark.parametrize("name", ENDS)
 def test_what_ends_a_run(tmp_path, monkeypatch, name, real):
-    """The other batches come in, no row has its last word by it, and the same cell pays for no row again."""
+    """The other batches come in, no row is final because of it, and the same cell pays for no row again."""
     end = ENDS[name]
     tens = SimpleNamespace(**vars(catalog.BATCH) | {"max_requests": 10})
     monkeypatch.setattr("claudescale.api.catalog.BATCH", tens)
@@ -249,11 +249,11 @@ def test_what_ends_a_run(tmp_path, monkeypatch, name, real):
         assert api.stats["billed_rows"] == paid.height + untold
 
 
-# batches that are made, or maybe
+# batches that are created, or may be
 
 
 def test_a_run_by_batches_and_the_frame_of_them(api):
-    """Each row is paid for once; `batches` has the times and counts as the API tells them, and the cost."""
+    """Each row is paid for once; `batches` has the API's times and counts, and the cost."""
     run = ended(the_plan(90, queue=60), api)
     paid_once(api, run)
     assert run.batches.schema == BATCHES
@@ -267,7 +267,7 @@ def test_a_run_by_batches_and_the_frame_of_them(api):
 
 
 async def foreign(api, rows):
-    """Make a batch of somebody else's, of a size that may be confused."""
+    """Create another client's batch of a confusable size."""
     params = {"model": "claude-haiku-5-5", "max_tokens": 16, "messages": [{"role": "user", "content": "x"}]}
     given = [{"custom_id": f"{i:032x}-abcdefabcdef", "params": params} for i in range(rows)]
     async with api.client() as client:
@@ -276,7 +276,7 @@ async def foreign(api, rows):
 
 @slow
 def test_foreign_batches_of_the_same_size_and_time():
-    """Other clients' batches, one that ended and one under way, are never taken for the lost one."""
+    """Another client's batches, one ended and one in progress, are never taken for the lost one."""
     seconds = [60, 120, 600]
 
     def lose_the_answer(call):
@@ -301,7 +301,7 @@ def test_foreign_batches_of_the_same_size_and_time():
 
 @slow
 def test_a_budget_is_a_hard_stop():
-    """However long the replies, the server's bill is never above the budget, and the rest is not sent."""
+    """For any reply length the server's bill stays within the budget, and the remaining rows are not sent."""
     with quick(queue=40, replies=lambda body: "word " * 500) as api:
         plan = the_plan(100, queue=20)
         dollars = plan.options.filter(mode="batch")["dollars"].item() * 0.8
@@ -316,7 +316,7 @@ def test_a_budget_is_a_hard_stop():
 
 @slow
 def test_a_batch_that_was_left_counts_against_the_budget(tmp_path):
-    """At its worst, until it has come in: before that the rest is not sent."""
+    """It counts at its worst case until it has come in; before that the rest is not sent."""
     with quick(batch_seconds=1_500.0) as api:
         run = left(the_plan(20), api, tmp_path / "l")
         worst = run.job.batches._requests["worst_dollars"].sum()
@@ -338,7 +338,7 @@ def test_dollars_with_a_cache_equal_the_servers():
 
 @slow
 def test_the_first_message_is_short_and_sent_once_within_the_budget(tmp_path, real):
-    """One token is asked for, and nothing where rows are answered already or the budget has no room."""
+    """It asks for one token, and is not sent if rows are already answered or the budget has no room."""
     with quick() as api, Breaker(api.url, lambda _: None) as server:
         plan = the_plan(1)
         dollars = plan.options.filter(mode="batch")["dollars"].item()
@@ -361,7 +361,7 @@ def test_the_first_message_is_short_and_sent_once_within_the_budget(tmp_path, re
 
 @slow
 def test_rows_that_never_succeed_are_given_up():
-    """After some batches a row is given up; its error says why, and another run may try again."""
+    """A row is given up after several batches; its error says why, and another run may try again."""
     with quick(faults={"batch_expired": 1.0}) as api:
         run = ended(the_plan(30), api)
         assert (api.stats["billed_rows"], api.stats["batches_created"]) == (0, MOST_ROUNDS)
@@ -370,7 +370,7 @@ def test_rows_that_never_succeed_are_given_up():
 
 @slow
 def test_rows_that_are_refused_are_to_blame_where_others_are_answered(tmp_path):
-    """Beside answers they are errors, and not sent again; alike in all of a batch they end the run, open."""
+    """If other rows are answered they are errors for good; a batch refused alike ends the run, rows open."""
     with quick(faults={"batch_invalid": 0.4}) as api:
         run = ended(the_plan(40), api, tmp_path / "l")
         failed = run.results.filter(error="invalid_request_error").height
@@ -391,7 +391,7 @@ def test_rows_that_are_refused_are_to_blame_where_others_are_answered(tmp_path):
 
 @slow
 def test_one_row_that_is_refused_before_a_batch_ends_no_run(real):
-    """It may be that row's own fault: the batch is made."""
+    """The fault may be that row's own, so the batch is created."""
     with quick() as api, Breaker(api.url, on(message=[REFUSED])) as server:
         assert ended(the_plan(30), api, base_url=server.url).counts.answered == 30
         assert (server.calls["message"], server.calls["create"]) == (2, 1)
@@ -399,7 +399,7 @@ def test_one_row_that_is_refused_before_a_batch_ends_no_run(real):
 
 @slow
 def test_a_line_that_is_missing():
-    """A row whose result is never there gets an error of its own, and goes into the next batch alone."""
+    """A row without a result gets an error of its own and goes into the next batch alone."""
     others = b'{"custom_id":"nobody-0","result":{"type":"expired"}}\n'
 
     def damaged(whole):
@@ -415,19 +415,19 @@ def test_a_line_that_is_missing():
 
 @slow
 def test_a_line_that_is_missing_counts_against_the_budget():
-    """It may be paid for: at its worst."""
+    """It may have been billed, so it counts at its worst case."""
     with quick() as api, Breaker(api.url, lines(lambda whole: whole[:-1])) as server:
         dollars = ended(the_plan(2), api).job.batches._requests["worst_dollars"].sum()
         run = ended(the_plan(2, budget=dollars), api, base_url=server.url)
         assert (run.stopped_by, run.counts.answered, api.stats["batches_created"]) == ("budget", 1, 2)
 
 
-# batches that are not there
+# missing batches
 
 
 @slow
 def test_a_batch_that_is_never_shown_stays_held(tmp_path, real):
-    """Nothing it holds is sent again until the user forgets it; a live run sends all other rows."""
+    """Its rows are not sent again until the user forgets it; a live run sends all other rows."""
     with quick(batch_seconds=1_500) as api:
         left(the_plan(8), api, tmp_path / "l")
         with Breaker(api.url, always("retrieve", NOT_FOUND)) as server:
@@ -441,7 +441,7 @@ def test_a_batch_that_is_never_shown_stays_held(tmp_path, real):
 
 @slow
 def test_a_batch_that_a_simulator_does_not_show_is_gone_with_it(api):
-    """Its rows cost nothing: they are sent again."""
+    """Its rows cost nothing, so they are sent again."""
     with Breaker(api.url, hide_the_first) as server:
         run = ended(the_plan(8), api, base_url=server.url)
     assert run.batches["state"].to_list() == ["gone", "collected"]
@@ -474,7 +474,7 @@ def test_stop_cancels_and_keeps_what_was_answered(tmp_path):
 
 @slow
 def test_rows_that_somebody_else_canceled_are_not_sent_again(tmp_path):
-    """They are named in the results; the same cell sends them."""
+    """The results name them; the same cell sends them."""
 
     async def main():
         async with api.client() as client:
@@ -492,7 +492,7 @@ def test_rows_that_somebody_else_canceled_are_not_sent_again(tmp_path):
 
 @slow
 def test_what_is_left_goes_on_and_is_collected_by_the_same_plan(tmp_path):
-    """After leave() the batch goes on; the next run sends nothing of it, live or by batch."""
+    """After leave() the batch continues; the next run resends none of it, live or by batch."""
     with quick(batch_seconds=1_500.0) as api:
         left(the_plan(50), api, tmp_path / "l")
         run = ended(the_plan(60, mode="live"), api, tmp_path / "l")
@@ -502,7 +502,7 @@ def test_what_is_left_goes_on_and_is_collected_by_the_same_plan(tmp_path):
 
 @slow
 def test_hybrid_with_a_batch_that_is_too_slow():
-    """A batch that would be late is canceled and the rest sent live, in time and nothing twice."""
+    """A late batch is canceled and the rest is sent live, in time and without paying twice."""
     with quick(batch_seconds=8_000.0, speed=100) as api:
         run = ended(the_plan(40, mode="hybrid", deadline=8), api)
         paid_once(api, run)

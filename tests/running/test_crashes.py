@@ -1,4 +1,4 @@
-"""A process that is killed at any point of a batch's life, then the same plan again: each row paid once."""
+"""A process killed at any point of a batch's life, then the same plan again: each row is paid once."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def start():
-    """Give what starts a process, forked from one that has imported everything, with no thread in it."""
+    """Yield a function that starts processes, forked from a single-threaded one with all imports done."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["crash_child"])
 
@@ -37,7 +37,7 @@ def start():
 
 @pytest.fixture
 def crash(start, tmp_path):
-    """Give what runs a plan in a process that is killed at a point."""
+    """Yield a function that runs a plan in a process that is killed at a point."""
 
     def run(api, point, **options):
         process = start(api, tmp_path / "l", point, **options)
@@ -50,7 +50,7 @@ def crash(start, tmp_path):
 
 
 def check(api, ledger, rows, **plan):
-    """Run the plan again: each row is answered, and paid for once by the server's account and the file's."""
+    """Run the plan again: each row is answered and paid for once, by the server's account and the file's."""
     run = finished(the_plan(rows, **plan), api.client(), ledger=ledger)
     paid_once(api, run, resumed=True)
     with closing(Store(ledger)) as kept:
@@ -64,7 +64,7 @@ def check(api, ledger, rows, **plan):
 
 @pytest.mark.parametrize("point", crash_child.POINTS)
 def test_one_batch(tmp_path, crash, point):
-    """Wherever the process is killed in the life of its only batch, the next run pays for no row again."""
+    """At whatever point of its only batch the process is killed, the next run pays for no row again."""
     with quick(batch_seconds=120.0) as api:
         crash(api, point, rows=20, times=3 if point == "in the body" else 1)
         check(api, tmp_path / "l", 20)
@@ -73,7 +73,7 @@ def test_one_batch(tmp_path, crash, point):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_again_and_again_at_any_step(tmp_path, crash, seed):
-    """Runs that take over are killed as well, with lost answers besides: each row is paid once."""
+    """Runs that take over are killed as well, with lost answers in addition: each row is paid once."""
     drawn = random.Random(seed)
     faults = {"create_lost": Fault(tries=[2]), "create_failed": Fault(tries=[3])}
     with quick(queue=40, seed=seed, faults=faults) as api:
@@ -83,7 +83,7 @@ def test_killed_again_and_again_at_any_step(tmp_path, crash, seed):
 
 
 def test_two_processes_at_once(tmp_path, start):
-    """Two processes that run the same plan on one ledger share the rows: each is paid for once."""
+    """They share the rows, and each is paid for once."""
     with quick(queue=30) as api:
         both = [start(api, tmp_path / "l", "nowhere", rows=60, queue=15) for _ in range(2)]
         for process in both:

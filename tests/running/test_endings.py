@@ -1,4 +1,4 @@
-"""A run ends, and a row fails, for the right reason: the account's, the request's, the row's own, chance."""
+"""A run ends, and a row fails, for the right reason: the account, the request, the row itself, or chance."""
 
 import itertools
 from contextlib import suppress
@@ -33,21 +33,21 @@ DOUBTFUL = {
 
 
 def always(no):
-    """Return a script that always answers so."""
+    """Return a script that always gives this answer."""
     return lambda _: no
 
 
 def after(count, no):
-    """Return a script that answers so many calls, and then none."""
+    """Return a script that answers that many calls and then none."""
     return lambda call: no if call.number > count else GOOD
 
 
-# what ends a run
+# errors that end a run
 
 WRONG = answer(400, "invalid_request_error", "Extra inputs are not permitted")
 ON_HOLD = answer(400, "invalid_request_error", "No.", error_code="organization_on_hold")
 SPENT = answer(429, "rate_limit_error", "You have reached your API usage limits.")
-ENDS = {  # script: rows answered, calls at most, seconds at least and at most, and the error that is told
+ENDS = {  # script: rows answered, most calls, least and most seconds, and the reported error
     "a wrong key": (always(DOUBTFUL["401"]), 0, 32, 0, 9, "authentication_error"),
     "a key withdrawn": (after(100, DOUBTFUL["401"]), 100, 400, 5, 90, "authentication_error"),
     "on hold": (after(40, ON_HOLD), 40, 140, 0, 30, "organization_on_hold"),
@@ -71,7 +71,7 @@ ENDS = {  # script: rows answered, calls at most, seconds at least and at most, 
 
 @pytest.mark.parametrize("trouble", ENDS)
 def test_what_every_row_would_meet_ends_the_run(trouble):
-    """Soon, with few calls and the API's own error; what was answered is kept, and no row fails for it."""
+    """Few calls suffice, and it has the API's own error; answers are kept, and no row fails for it."""
     script, answered, calls, least, most, error = ENDS[trouble]
     engine = through_script(script, 1_000, concurrency=20)
     assert engine.stopped_by == error
@@ -82,7 +82,7 @@ def test_what_every_row_would_meet_ends_the_run(trouble):
 
 @pytest.mark.slow
 def test_the_same_run_goes_on_after_the_repair(tmp_path):
-    """Rows that met the trouble did not fail but are not sent; the next run answers each of them once."""
+    """Rows that met the error did not fail but stay unsent; the next run answers each of them once."""
     plan, repaired = a_plan(reviews(60)), []
 
     def script(_path, _body, number):
@@ -107,7 +107,7 @@ def test_the_same_run_goes_on_after_the_repair(tmp_path):
 
 
 def test_an_answer_sent_before_the_trouble_says_nothing_of_it():
-    """Slow answers that come in after the account was closed neither make its words final nor delay it."""
+    """Slow answers that arrive after the account was closed neither make its errors final nor delay it."""
     engine = through_script(
         lambda call: GOOD if call.seconds < 3 else answer(400, "invalid_request_error", "closed"),
         2_000,
@@ -129,7 +129,7 @@ def test_an_answer_sent_before_the_trouble_says_nothing_of_it():
     ],
 )
 def test_a_run_that_cannot_go_on_says_what_to_do(fault, error, advice):
-    """The error has the API's kind, advice of its own, and the run with the whole frame."""
+    """The error has the API's type, specific advice, and the run with the whole frame."""
     with simulator(faults={fault: 1.0}) as api, pytest.raises(cs.RunStopped, match=error) as stopped:
         finished(a_plan(reviews(100)), api.client())
     run = stopped.value.run
@@ -149,7 +149,7 @@ def test_a_run_that_cannot_go_on_says_what_to_do(fault, error, advice):
     ],
 )
 def test_each_404_is_told_by_its_cause(path, no, words):
-    """One of an address names base_url; only one about the model blames the model."""
+    """A wrong address names base_url; only an error about the model blames the model."""
     with (
         canned.served(lambda *_: (404, {}, no), path=path) as client,
         pytest.raises(cs.RunStopped) as stopped,
@@ -159,7 +159,7 @@ def test_each_404_is_told_by_its_cause(path, no, words):
     assert path or "base_url" not in str(stopped.value)
 
 
-# what ends no run
+# errors that do not end a run
 
 
 @pytest.mark.parametrize("no", DOUBTFUL)
@@ -175,7 +175,7 @@ def test_one_odd_answer_does_not_end_a_long_run(no):
 
 @pytest.mark.slow
 def test_an_outage_is_waited_out():
-    """Five minutes of failures cost no row, and all are under way within seconds of the first answer."""
+    """Five minutes of failures lose no row, and all are in flight within seconds of the first answer."""
     engine = through_desk(250, seed=2, faults={529: (1.0, 2.0, 302.0)})
     assert engine.stopped_by is None
     assert len(engine.finals) == 250
@@ -186,7 +186,7 @@ def test_an_outage_is_waited_out():
 
 
 def test_a_wait_that_the_api_asked_for_is_no_silence():
-    """Failures before and after an hour's refusal, or a night's sleep, are no hour of failures."""
+    """Failures before and after an hour-long refusal, or a night's sleep, are not an hour of failures."""
     failed = Verdict(outcome="overloaded", error="api_error")
     refused = Verdict(outcome="refused", error="rate_limit_error")
     for waited in (True, False):
@@ -205,7 +205,7 @@ def test_a_wait_that_the_api_asked_for_is_no_silence():
 
 @pytest.mark.slow
 def test_rows_that_are_refused_alone_do_not_end_a_run(tmp_path):
-    """Most of them, and first: each has its error and the good ones their answers, in three runs at most."""
+    """Even if most fail, and first, each has its error and the good rows are answered within three runs."""
     blocked = canned.json.loads(BLOCKED.content)
     plan = a_plan(pl.DataFrame({"text": [f"bad {n}" for n in range(130)] + [f"fine {n}" for n in range(10)]}))
 
@@ -223,7 +223,7 @@ def test_rows_that_are_refused_alone_do_not_end_a_run(tmp_path):
 @settings(max_examples=30)
 @given(st.integers(0, 3_000))
 def test_rows_go_in_an_order_that_sees_all_of_the_frame_early(count):
-    """Every row is there once; the first 32, and every eighth later, are from all over the frame."""
+    """Each row occurs once; the first 32, and every eighth after that, come from all over the frame."""
     order = spread(count, 0.3).to_list()
     assert sorted(order) == list(range(count))
     for seen in (order[:32], order[39:800:8]) if count > 1_000 else ():
@@ -231,11 +231,11 @@ def test_rows_go_in_an_order_that_sees_all_of_the_frame_early(count):
         assert max(gaps) < 0.25 * count
 
 
-# what ends a row
+# errors that end a row
 
 
 def test_a_row_turned_down_first_is_final_once_another_is_answered():
-    """Until then it may be the account that is wrong: alone, or with others like it, it stays open."""
+    """Until then the account may be at fault: a refused row, alone or with others like it, stays open."""
     engine = through_script(lambda call: BLOCKED if call.body == body(0) else GOOD, concurrency=1)
     assert (len(engine.attempts), len(engine.finals), engine.errors[None]) == (10, 10, 9)
     alone = through_script(always(BLOCKED), concurrency=1)
@@ -244,7 +244,7 @@ def test_a_row_turned_down_first_is_final_once_another_is_answered():
 
 
 def test_a_row_that_makes_only_errors_is_given_up_and_ends_nothing():
-    """After its tries, without being final: the next run may send it."""
+    """It is given up after its tries, without being final: the next run may send it."""
     bad = rows(300)[10]
     engine = through_script(lambda call: answer(500) if call.body == bad.body else GOOD, 300, concurrency=2)
     assert sum(attempt.key == bad.key for attempt in engine.attempts) == live.MOST_TRIES
@@ -262,7 +262,7 @@ def test_a_row_that_makes_only_errors_is_given_up_and_ends_nothing():
     ids=["errors", "hangs", "refusals"],
 )
 def test_a_lone_row_is_given_up_too(no, tries):
-    """Where nothing tells whether it is the row or the API it has more tries; three calls of ten minutes."""
+    """Nothing shows whether row or API is at fault, so it gets more tries: three calls of ten minutes."""
     engine = through_script(always(no), 1, seconds=600.0 if no is TIMED_OUT else 1.0)
     assert (len(engine.attempts), engine.finals, engine.stopped_by) == (tries, [], None)
 
@@ -270,7 +270,7 @@ def test_a_lone_row_is_given_up_too(no, tries):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_a_file_that_changes_ends_the_run(mode, tmp_path, monkeypatch):
-    """No row is sent with another file than its key stands for; it is said, and the same cell goes on."""
+    """No row is sent with a file other than its key's; the run says so, and the same cell resumes."""
     files = [tmp_path / f"{number}.gif" for number in range(40)]
     for number, file in enumerate(files):
         file.write_bytes(b"GIF89a" + bytes([9, 0, 9, 0, number]))

@@ -1,4 +1,4 @@
-"""Faults at every point of a call: rows in, rows out, each paid for once, and a reason that helps."""
+"""Faults at every point of a call: rows in, rows out, each paid for once, and a helpful reason."""
 
 import asyncio
 import gzip
@@ -49,13 +49,13 @@ LAST_WORDS = {"request_too_large"}
 
 @contextmanager
 def broken(change):
-    """Give a simulator, and what changes calls before it."""
+    """Yield a simulator and the proxy in front of it that changes its calls."""
     with quick() as api, Breaker(api.url, change) as breaker:
         yield api, breaker
 
 
 def check(run, api, breaker, ledger):
-    """Check what must hold at the end, and once the same cell ran again with nothing broken."""
+    """Check the invariants at the end, and again after the same cell runs without faults."""
     assert run.state != "failed" or (run.stopped_by in ADVICE and run.message)
     last = ended(run.plan, api, ledger)
     assert (last.state, last.message) == ("finished", None)
@@ -78,7 +78,7 @@ def check(run, api, breaker, ledger):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["reset", "half the body", "302, to a page", "401, a page", "413"])
 def test_whatever_befalls_live_calls_no_row_is_lost_or_paid_twice(tmp_path, name):
-    """The connection, what calls itself an answer, a status."""
+    """Faults of the connection, the answer's form and the status lose no row and charge none twice."""
     draws = random.Random(name)
 
     def change(call):
@@ -94,7 +94,7 @@ def test_whatever_befalls_live_calls_no_row_is_lost_or_paid_twice(tmp_path, name
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", [{"mode": "live"}, {"mode": "batch"}, {"mode": "hybrid", "deadline": 600}])
 def test_faults_that_pass_at_once(tmp_path, plan):
-    """With one call in six struck, at any endpoint, a run ends with all rows by itself."""
+    """With one call in six failing, at any endpoint, a run still ends with all rows."""
     draws, faults = random.Random(plan["mode"]), sorted(PASSING)
 
     def change(call):
@@ -111,7 +111,7 @@ def test_faults_that_pass_at_once(tmp_path, plan):
 
 
 def test_the_time_of_day_may_jump(monkeypatch):
-    """Who sets the computer's clock does not change how much time has passed; a computer's sleep does."""
+    """Setting the computer's clock does not change elapsed time; putting the computer to sleep does."""
     clock, real, woken = Clock(), time.time, time.clock_gettime
     before = clock.seconds()
     monkeypatch.setattr(time, "time", lambda: real() - 28_800.0)
@@ -133,7 +133,7 @@ ODD = [
 
 
 def test_any_bytes_are_an_answer():
-    """Whatever a server sends, sending a row ends with an answer that has a meaning; see `test_answers`."""
+    """For any bytes from a server, sending a row ends with a meaningful answer; see `test_answers`."""
     sent = []
 
     async def go():

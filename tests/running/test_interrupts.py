@@ -1,4 +1,4 @@
-"""Ctrl-C in a script, stop() and leave(): what is in flight is awaited, and all that was billed is kept."""
+"""Ctrl-C in a script, stop() and leave(): calls in flight are awaited, and everything billed is kept."""
 
 import asyncio
 import os
@@ -37,9 +37,9 @@ match door:
 @pytest.mark.slow
 @pytest.mark.parametrize(("door", "times"), [("asyncio", 1), ("asyncio", 2), ("wait", 2)])
 def test_a_script_that_is_interrupted_ends_with_one_sentence(path, door, times):
-    """How many rows are kept, where, and how to resume; the ledger has every row that was billed.
+    """It says how many rows are kept, where, and how to resume; the ledger has every billed row.
 
-    Whoever interrupts twice at once is not kept waiting, and the ledger is whole.
+    A second interrupt ends the wait at once, and the ledger is intact.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with simulator() as api:
@@ -63,7 +63,7 @@ def test_a_script_that_is_interrupted_ends_with_one_sentence(path, door, times):
 
 @pytest.mark.parametrize("answered", [None, 0, 60])
 def test_what_is_in_flight_is_awaited_and_kept(answered):
-    """stop() at any moment sends nothing more; what the server bills is in the results."""
+    """stop() at any moment sends nothing more, and the results include everything that the server bills."""
 
     async def main(api):
         run = a_plan(reviews(2_000), concurrency=20).start(api.client(), ledger=None, progress=False)
@@ -81,7 +81,7 @@ def test_what_is_in_flight_is_awaited_and_kept(answered):
 
 
 def test_the_sentence_says_that_batches_continue_at_the_api(path):
-    """Leaving a batch is what an interrupt does; the same command collects it."""
+    """An interrupt leaves the batch; the same command collects it."""
     with simulator(speed=1_000, batch_seconds=600) as api:
         plan = a_plan(reviews(4), mode="batch")
         run = cs.wait(plan.run(api.client(), ledger=path, progress=False, wait=False))

@@ -20,7 +20,7 @@ TROUBLES = {
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_every_row_is_answered_and_paid_for_once(trouble):
-    """Each row has one last word; only an answer that was lost after the API billed it is paid for again."""
+    """Each row has one final answer; only one that was lost after billing is paid for again."""
     engine = through_desk(120, seed=1, **TROUBLES[trouble])
     stats, lost = engine.stats, 0
     if trouble == "after it was billed":
@@ -36,7 +36,7 @@ def test_every_row_is_answered_and_paid_for_once(trouble):
 
 
 def test_rows_are_pulled_as_they_go():
-    """From rows without end only as many are taken, and made tasks of, as can be under way."""
+    """Of an endless iterator, only as many rows become tasks as can be in flight."""
     tasks, engines = set(), []
 
     def script(call):
@@ -48,16 +48,16 @@ def test_rows_are_pulled_as_they_go():
     endless = (rows(1, number)[0] for number in itertools.count())
     engine = through_script(script, some=endless, before=engines.append, concurrency=5)
     assert engine.rows_given <= 100 + 5
-    assert max(tasks) <= 5 + 2  # the test, and what pulls
+    assert max(tasks) <= 5 + 2  # the test, and the code that pulls
     assert len(engine.finals) == len(engine.attempts)
 
 
-# when calls go
+# when calls are sent
 
 
 @pytest.mark.parametrize(("status", "holds"), [(429, True), (529, True), (408, False)])
 def test_nobody_goes_before_the_time_that_the_api_says(status, holds):
-    """retry-after holds the row that was told; of a refusal and an overload it holds everybody."""
+    """retry-after holds the row that received it; after a refusal or an overload it holds every row."""
     told = answer(status, headers={"retry-after": "40"})
     engine = through_script(lambda call: told if call.number == 30 else GOOD, 100, seconds=0.5)
     (refused,) = [attempt for attempt in engine.attempts if attempt.error]
@@ -70,7 +70,7 @@ def test_nobody_goes_before_the_time_that_the_api_says(status, holds):
 
 @pytest.mark.parametrize("told", [None, "0", "Wed, 21 Oct 2015 07:28:00 GMT"])
 def test_refusals_that_name_no_wait_are_waited_out(told):
-    """Two minutes of them cost no row and few calls: the gaps between them grow."""
+    """Two minutes of them lose no row and cost few calls, as the gaps between calls grow."""
     no = answer(429, "rate_limit_error", headers={} if told is None else {"retry-after": told})
     engine = through_script(lambda call: no if call.seconds < 120 else GOOD, 40, seconds=0.05)
     assert len(engine.finals) == 40
@@ -79,7 +79,7 @@ def test_refusals_that_name_no_wait_are_waited_out(told):
 
 
 def test_the_log_says_why_calls_wait(caplog):
-    """At DEBUG there is the cause of each hold and of each failure, and no text and no key."""
+    """At DEBUG it has the cause of each hold and of each failure, and no text and no key."""
     told = answer(429, "rate_limit_error", "Row 3 was too much", headers={"retry-after": "40"})
     with caplog.at_level(logging.DEBUG, logger="claudescale"):
         through_script(lambda call: told if call.number == 1 else GOOD, concurrency=1)
@@ -95,12 +95,12 @@ def test_the_log_says_why_calls_wait(caplog):
 
 
 def hung(script, count=60, **options):
-    """Return the engine after that many rows, in replies of up to 1,024 tokens."""
+    """Return the engine after that many rows, with replies of up to 1,024 tokens."""
     return through_script(script, count, concurrency=30, **{"max_tokens": 1_024, **options})
 
 
 def test_hung_calls_cost_about_a_minute():
-    """One call in a hundred never ends: it is cut far above the slowest answer, and sent again."""
+    """One call in a hundred hangs: it is cut far above the slowest answer and sent again."""
     engine = hung(lambda call: None if call.number % 100 == 50 else GOOD, 400, seconds=0.1)
     assert engine.errors == {None: 400, "timeout_error": 4}
     assert engine.seconds < 150
@@ -110,7 +110,7 @@ def test_hung_calls_cost_about_a_minute():
     ("usual", "slow", "max_tokens"), [(15.0, 120.0, 1_024), (0.5, 4_096 * 3600 / 128_000, 4_096)]
 )
 def test_slow_answers_are_waited_for(usual, slow, max_tokens):
-    """What takes a few times as long as others, or as long as its longest reply would, is none that hangs."""
+    """A call that takes a few times the usual, or as long as its longest reply would, has not hung."""
     seconds = {60: slow}
     engine = hung(lambda _: GOOD, 100, seconds=lambda c: seconds.get(c.number, usual), max_tokens=max_tokens)
     assert engine.errors == {None: 100}
@@ -120,7 +120,7 @@ def test_slow_answers_are_waited_for(usual, slow, max_tokens):
 
 
 def test_one_call_goes_ahead_until_the_prefix_is_cached():
-    """The first call goes alone, also where it fails; once one is answered the others follow together."""
+    """The first call goes alone, even if it fails; once one is answered the others follow together."""
     engine = through_script(lambda call: answer(500) if call.number <= 3 else GOOD, 6, warm=True)
     *alone, first, second = engine.sent[:6]
     assert all(after - before >= 1.0 for before, after in itertools.pairwise([*alone, first]))
@@ -128,7 +128,7 @@ def test_one_call_goes_ahead_until_the_prefix_is_cached():
 
 
 def test_the_prefix_is_written_once_and_slows_nobody_down():
-    """What the first call takes of the input limit is not expected of those that read the cache."""
+    """The input that the first call takes of the limit is not expected of calls that read the cache."""
     text = {"type": "text", "text": "Name the complaint. " * 2_000, "cache_control": {"type": "ephemeral"}}
     some = [row._replace(input_tokens=30.0) for row in rows(200, system=[text])]
     engine = through_desk(0, {"warm": True}, some=some, bucket_seconds=1)
@@ -141,7 +141,7 @@ def test_the_prefix_is_written_once_and_slows_nobody_down():
 
 @pytest.mark.parametrize("status", [200, 429, 503])
 def test_stop_waits_for_what_is_in_flight_and_for_nothing_else(status):
-    """After `stop` nothing is sent; calls under way are kept, and no wait of the API is sat out."""
+    """After `stop` nothing is sent; calls in flight are kept, and no retry delay is sat out."""
     told = GOOD if status == 200 else answer(status, headers={"retry-after": "3600"})
 
     def before(engine):
@@ -160,7 +160,7 @@ def test_stop_waits_for_what_is_in_flight_and_for_nothing_else(status):
 
 
 def test_a_computer_that_sleeps_in_the_middle_loses_no_row():
-    """Calls that were under way are lost, some more until there is a network again; no row is given up."""
+    """Calls in flight are lost, and more until the network is back; no row is given up."""
     slept = []
 
     def script(call):

@@ -1,4 +1,4 @@
-"""What a run owes to money: nothing is paid twice, nothing paid is lost, no more is paid than the budget."""
+"""Money in a run: nothing is paid twice, nothing paid is lost, and the budget is never exceeded."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ def api():
 
 @pytest.mark.parametrize("answers", [0.99, 2.5, 60])
 def test_the_budget_is_a_hard_stop(answers):
-    """What the API billed, seen or not, is never over it: the worst case of each call is set aside before."""
+    """The bill, seen or not, never exceeds it: each call's worst case is reserved before it is sent."""
     budget = answers * worst_dollars()
     faults = {"drop_after": 0.1, "not_json": 0.1, "truncated_body": 0.1, 500: 0.1}
     engine = through_desk(1_000, {"budget_dollars": budget}, seed=1, faults=faults)
@@ -40,7 +40,7 @@ def test_the_budget_is_a_hard_stop(answers):
 
 
 def test_what_a_lost_call_takes_from_the_budget():
-    """A call that never arrived takes nothing; one that hung, or has no usage, all that it could cost."""
+    """A call that never arrived takes nothing; a hung one, or one without usage, its worst case."""
     worst = worst_dollars()
     unreached = through_script(
         lambda call: UNREACHABLE if call.tries <= 5 else GOOD, 1, budget_dollars=1.5 * worst
@@ -55,7 +55,7 @@ def test_what_a_lost_call_takes_from_the_budget():
 
 
 def test_a_refusal_without_output_costs_nothing():
-    """The API bills no refusal before any output, though it has tokens: neither does the run."""
+    """The API bills no refusal before any output, though it reports tokens; neither does the run."""
     usage = {"input_tokens": 20, "output_tokens": 0}
     free = {"content": [], "stop_reason": "refusal", "usage": usage}
     engine = through_script(lambda _: Answer(200, {}, json.dumps(free).encode()), 3)
@@ -65,7 +65,7 @@ def test_a_refusal_without_output_costs_nothing():
 
 @pytest.mark.slow
 def test_a_run_that_reaches_its_budget_says_what_to_type():
-    """By the server's own account the dollars stay within it, in any script; the card says how to go on."""
+    """For text in any script the server's bill stays within it, and the card says how to continue."""
     plan = a_plan(
         pl.DataFrame({"text": [f"{i} The parcel was late. 它坏了。🎈👩‍👩‍👧" * 60 for i in range(100)]})
     )
@@ -82,7 +82,7 @@ def test_a_run_that_reaches_its_budget_says_what_to_type():
 
 @pytest.mark.slow
 def test_what_cannot_be_sent_sends_nothing(api):
-    """A row over the API's size is named; a LazyFrame's own error says where to look; the run failed."""
+    """An oversized row is named, a LazyFrame's own error says where to look, and the run has failed."""
     with pytest.raises(cs.errors.RequestTooLarge, match="row 1"):
         finished(a_plan(pl.DataFrame({"text": ["a", "x" * 33_000_000]})), api.client())
     lazy = pl.LazyFrame({"text": ["a"]}).with_columns(pl.col("text").cast(pl.Int64).cast(pl.String))
@@ -98,7 +98,7 @@ def test_what_cannot_be_sent_sends_nothing(api):
 
 
 def test_the_default_ledger_is_a_file_here_and_none_says_so(api, tmp_path, monkeypatch):
-    """Without a word every reply is on the disk; with ledger=None the card says that nothing is."""
+    """By default every reply is on disk; with ledger=None the card says that none is."""
     monkeypatch.chdir(tmp_path)
     assert "replies are only in memory" in repr(finished(a_plan(reviews(2)), api.client()))
     assert list(tmp_path.iterdir()) == []
@@ -108,7 +108,7 @@ def test_the_default_ledger_is_a_file_here_and_none_says_so(api, tmp_path, monke
 
 
 def test_a_ledger_that_cannot_be_opened_sends_nothing(api, tmp_path):
-    """The run has its frame; see `test_ledger_file` for all that may be wrong with a file."""
+    """The run has its frame; `test_ledger_file` covers all defects of a file."""
     (tmp_path / "notes.txt").write_text("my notes")
     with pytest.raises(cs.RunStopped, match="not a ledger") as stopped:
         finished(a_plan(reviews(3)), api.client(), ledger=tmp_path / "notes.txt")
@@ -118,7 +118,7 @@ def test_a_ledger_that_cannot_be_opened_sends_nothing(api, tmp_path):
 
 @pytest.mark.slow
 def test_a_ledger_that_can_be_written_no_more_keeps_replies_in_results(tmp_path, monkeypatch):
-    """Disk full, read-only, no locks: the run stops for it, and what the server billed is in the results."""
+    """A full disk, a read-only file or a stuck lock stops the run, and the results have what was billed."""
     real, full = Store.record, cs.errors.LedgerFull("The disk is full: make room.")
 
     def record(store, attempt, **named):
@@ -141,7 +141,7 @@ def test_a_ledger_that_can_be_written_no_more_keeps_replies_in_results(tmp_path,
 
 
 def test_a_resume_pays_only_for_what_is_missing(api, tmp_path):
-    """New rows are sent, and nothing of what was paid for; budget and deadline count only those."""
+    """Only new rows are sent, nothing paid for; budget and deadline apply to those alone."""
     ledger = tmp_path / "l"
     finished(a_plan(reviews(90)), api.client(), ledger=ledger)
     with pytest.raises(cs.errors.ImpossibleBudget):
@@ -156,7 +156,7 @@ def test_a_resume_pays_only_for_what_is_missing(api, tmp_path):
 
 @pytest.mark.slow
 def test_two_runs_at_once_share_the_work(tmp_path):
-    """Two runs of one plan on one ledger bill each row once, and both have every reply in the end."""
+    """Two runs of one plan on one ledger bill each row once, and both end with every reply."""
 
     async def both(api):
         plan = a_plan(reviews(300), concurrency=16)
@@ -173,7 +173,7 @@ def test_two_runs_at_once_share_the_work(tmp_path):
 
 @pytest.mark.slow
 def test_a_kill_loses_nothing(tmp_path):
-    """On resume no row is lost; billed twice is what was in flight, and at most a group not yet on disk."""
+    """No row is lost; only calls in flight and at most a group not yet on disk are billed twice."""
     script = """
 import sys, anthropic, claudescale as cs
 from running import a_plan, reviews

@@ -9,7 +9,7 @@ from claudescale.running.runs import run_parts
 
 
 def parts(plan, tmp_path, client, **options):
-    """Return the scan, without a bar."""
+    """Return the scan, without a progress bar."""
     given = {"ledger": tmp_path / "l", "progress": False, "rows": 40, **options}
     return cs.wait(run_parts(plan, tmp_path / "out", client, **given))
 
@@ -24,7 +24,7 @@ def plan(tmp_path):
 
 @pytest.mark.slow
 def test_slices_give_what_the_whole_gives_and_the_same_call_again_pays_nothing(plan, tmp_path):
-    """The files together are the results of one run; another call, with other slices, leaves only its own."""
+    """All files equal the results of one run; another call, with other slices, leaves only its own."""
     with simulator(speed=200) as api:
         found = parts(plan, tmp_path, api.client()).collect()
         again = parts(plan, tmp_path, api.client(), rows=60).collect()
@@ -38,7 +38,7 @@ def test_slices_give_what_the_whole_gives_and_the_same_call_again_pays_nothing(p
 
 @pytest.mark.slow
 def test_a_budget_holds_for_all_slices(plan, tmp_path):
-    """What one slice spent, the next cannot spend again; the files of finished slices stand."""
+    """Later slices cannot spend what earlier ones spent; the files of finished slices stay."""
     plan = plan.replace(frame=reviews(200))
     with simulator(speed=200) as api:
         plan = plan.calibrate(finished(plan.head(20), api.client()))
@@ -59,7 +59,7 @@ def test_a_budget_holds_for_all_slices(plan, tmp_path):
     ],
 )
 def test_what_cannot_be_sliced_is_refused(plan, tmp_path, changes, words):
-    """A prompt that may look at other rows, a column of the same name, and `samples`: told before sending."""
+    """A prompt over other rows, a column of the same name, and `samples` are reported before sending."""
     with simulator() as api:
         with pytest.raises(cs.PlanError, match=words):
             parts(plan.replace(**changes), tmp_path, api.client())

@@ -1,4 +1,4 @@
-"""What is known of a run while it goes on, at a fixed cost: its counts, when it ends, its log, its rates."""
+"""A run's progress at constant cost: its counts, its estimated end, its log, its rates."""
 
 import logging
 import math
@@ -31,7 +31,7 @@ def attempt(key, error=None, *, sent=0.0, seconds=1.0, status=200, tokens=100):
 
 
 def meter(keys, *, sent=(), **options):
-    """Return a meter of rows with these keys, or that many, of which some were answered when `sent` says."""
+    """Return a meter of rows with these keys, or that many, some of which were answered at `sent`."""
     made = Meter(model=MODEL)
     made.begin(pl.Series(range(keys) if isinstance(keys, int) else keys, dtype=pl.String))
     for number, second in enumerate(sent):
@@ -40,7 +40,7 @@ def meter(keys, *, sent=(), **options):
 
 
 def test_each_row_is_answered_failed_or_missing_as_its_request_is():
-    """Repeated rows, rows that another run answered, and tries in vain are counted as what they are."""
+    """Repeated rows, rows that another run answered, and failed tries are each counted as what they are."""
     made = meter(["a", "a", None, "refused", "tried", "theirs", "theirs", "waiting"])
     made.reuse(pl.DataFrame({"key": ["theirs"], "error": [None]}))
     made.add(attempt("a", "rate_limit_error", status=429), final=False)
@@ -54,7 +54,7 @@ def test_each_row_is_answered_failed_or_missing_as_its_request_is():
 
 
 def test_slices_stay_few_and_tokens_count_when_they_are_answered():
-    """A call counts in the slice in which it was sent, its tokens in that of its end; nothing is lost."""
+    """A call counts in the slice of its sending and its tokens in that of its end; nothing is lost."""
     rates = meter(1, sent=[0.5], seconds=2.0, tokens=20).rates()
     assert rates.schema == THROUGHPUT
     assert rates["requests_per_minute"].to_list() == [60, 0, 0]
@@ -69,7 +69,7 @@ def test_slices_stay_few_and_tokens_count_when_they_are_answered():
 
 
 def ends(made, rows, minutes=0.0, *, tokens=50.0, in_flight=0):
-    """Return when a run over rows of so many tokens, or of these, ends; at most 4 calls are in flight."""
+    """Return when a run over these rows, or rows of that many tokens, ends, with at most 4 in flight."""
     job = Job(a_plan(reviews(rows), tier=LIMITS), types.SimpleNamespace(middleware=()), None)
     job.meter = made
     job.pacer = types.SimpleNamespace(limits=LIMITS, in_flight=in_flight, window=4)
@@ -79,7 +79,7 @@ def ends(made, rows, minutes=0.0, *, tokens=50.0, in_flight=0):
 
 
 def test_the_time_left_is_first_that_of_the_plan_and_then_what_was_measured():
-    """Before an answer it is the plan's closed form; after some, the rest takes what those took."""
+    """Before an answer it is the plan's closed form; after some, the rest is expected to be like those."""
     expected = a_plan(reviews(600), tier=LIMITS).compiled.expected
     planned = estimates.live_finish(
         LIMITS,
@@ -99,7 +99,7 @@ def test_the_time_left_is_first_that_of_the_plan_and_then_what_was_measured():
 
 
 def test_what_holds_a_run_back_is_in_the_time_left():
-    """A full window of slow answers; a pace below the limits; and nobody knows where nothing comes."""
+    """It includes a full window of slow answers and a pace below the limits, or is unknown without any."""
     slow = meter(600, sent=[0] * 100, tokens=10, seconds=30.0)
     assert ends(slow, 600, in_flight=4).usual_minutes == pytest.approx(500 / 4 * 30 / 60)
     assert ends(slow, 600, in_flight=3).usual_minutes < 2
@@ -116,7 +116,7 @@ def test_what_holds_a_run_back_is_in_the_time_left():
 def test_a_run_is_logged_and_counted_by_the_minute(caplog):
     """At INFO there is a line a minute and one at the end, without a text; throughput has a row a minute.
 
-    A machine that is busy may be late with a line: it then tells of more than a minute.
+    A busy machine may write a line late: it then covers more than a minute.
     """
     plan = a_plan(reviews(150), tier=replace(WIDE_LIMITS, requests_per_minute=100))
     with simulator(speed=60, bucket_seconds=1, tier=(100, 10**8, 10**8)) as api:

@@ -1,4 +1,4 @@
-"""A retry: what failed in a run is sent again, what was answered is taken over, and nothing is paid twice."""
+"""A retry resends a run's failed rows, reuses its answers, and pays for nothing twice."""
 
 import json
 from collections import Counter
@@ -19,13 +19,13 @@ LENGTHY = dict.fromkeys((3, 7), "word " * 100)
 
 
 class Scripted:
-    """Replies for a simulator: `script` maps a number that stands in a text to what is answered, in turn."""
+    """Replies for a simulator: `script` maps the number in a text to its answers, in turn."""
 
     def __init__(self, script=LENGTHY):
         self.script, self.asked = script, Counter()
 
     def __call__(self, body):
-        """Return the reply to one body; the last of a list again and again."""
+        """Return the reply to one body; the last of a list repeats."""
         number = int(body["messages"][-1]["content"].rpartition("#")[2])
         self.asked[number] += 1
         told = self.script.get(number, f"fine {number}")
@@ -44,7 +44,7 @@ def asked(frame, **options):
 
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_only_rows_cut_off_are_sent_again_and_every_row_comes_out(tmp_path, on_disk):
-    """With a larger `max_tokens` two of ten rows are paid for, even where the first ledger is gone."""
+    """A larger `max_tokens` pays for two of ten rows, even if the first ledger no longer exists."""
     first, second = [tmp_path / name if on_disk else None for name in "ab"]
     replies = Scripted()
     with simulator(replies=replies) as api:
@@ -66,12 +66,12 @@ def test_only_rows_cut_off_are_sent_again_and_every_row_comes_out(tmp_path, on_d
 
 
 def tag_class():
-    """Return a class that is made anew each time, as by a cell that is run again."""
+    """Return a class that is new each time, as in a cell that is run again."""
     return pydantic.create_model("Tag", label=str, score=int)
 
 
 def test_the_same_cells_after_a_restart_pay_nothing(tmp_path):
-    """A run, its retry and the retry of that, all again: not one call; typed replies are taken over typed."""
+    """A run, its retry and the retry of that make no call when repeated; reused replies keep their types."""
     good = [json.dumps({"label": "x", "score": number}) for number in range(8)]
     replies = Scripted(dict(enumerate(good)) | {5: ["nothing", "nothing", good[5]]})
     with simulator(replies=replies) as api:
@@ -97,7 +97,7 @@ def test_the_same_cells_after_a_restart_pay_nothing(tmp_path):
     ],
 )
 def test_what_would_fail_again_is_left_out_unless_something_changed(fault, useless, of_use):
-    """A refusal asks for another question or model, a rejected request for any other request."""
+    """A refusal needs another question or model, and a rejected request any other request."""
     with simulator(faults={fault: 0.4}) as api:
         plan = asked(numbered(20))
         run = finished(plan, api.client())
@@ -121,7 +121,7 @@ def test_what_would_fail_again_is_left_out_unless_something_changed(fault, usele
     ],
 )
 def test_rows_without_a_last_word_are_sent_again_in_any_mode(first, faults, second):
-    """Given up on the way, failed in a batch, or not sent: they are answered, and the others taken over."""
+    """Rows given up, failed in a batch or unsent are answered, and the others are reused."""
     with simulator(faults=faults, speed=6_000) as api:
         plan = asked(numbered(40), mode=first, **({"concurrency": 4} if first == "live" else {}))
         try:
@@ -138,7 +138,7 @@ def test_rows_without_a_last_word_are_sent_again_in_any_mode(first, faults, seco
 
 
 def test_what_cannot_be_retried_is_told():
-    """A run under way, of another frame or prompt, a pilot, no run at all, names that a retry keeps."""
+    """A run in progress, another frame or prompt, a pilot, a non-run and kept parameters are rejected."""
     with simulator(latency=2.0) as api:
         plan = asked(numbered(6))
         run = plan.start(api.client(), ledger=None, progress=False)
@@ -162,7 +162,7 @@ def test_what_cannot_be_retried_is_told():
 
 
 def test_replies_of_a_simulator_never_stand_beside_real_ones(monkeypatch):
-    """A run of a simulator that is retried at the API is refused before anything is sent."""
+    """Retrying a simulator's run at the API is refused before anything is sent."""
     with simulator(replies=Scripted()) as api:
         plan = asked(numbered(5))
         again = plan.retry(finished(plan, api.client()), max_tokens=LONG)
@@ -173,7 +173,7 @@ def test_replies_of_a_simulator_never_stand_beside_real_ones(monkeypatch):
 
 
 def test_the_card_says_what_failed_and_what_to_type():
-    """Kinds with counts of rows, the line that sends them again, and what it takes over and leaves out."""
+    """It has error kinds with row counts, the line that resends them, and what it reuses and omits."""
     with simulator(replies=Scripted(), faults={"refusal": 0.1}) as api:
         plan = asked(numbered(20))
         run = finished(plan, api.client())

@@ -1,4 +1,4 @@
-"""Runs end to end, with the real SDK against the simulator over HTTP: what comes back, and for which rows."""
+"""Runs end to end, with the real SDK against the simulator over HTTP: results, and their rows."""
 
 import asyncio
 import datetime as dt
@@ -18,7 +18,7 @@ OURS = ("reply", "error", "simulated")
 
 @pytest.fixture(scope="module")
 def api():
-    """One simulator for tests that do not count its calls."""
+    """Return one simulator for tests that do not count its calls."""
     with simulator(replies=lambda body: "Re: " + body["messages"][0]["content"]) as one:
         yield one
 
@@ -34,9 +34,9 @@ def counted():
 
 
 def test_each_row_has_the_reply_to_its_own_text(api):
-    """Same rows in the same order, whatever repeats; emoji, quotes, braces and 100 KB arrive as they are.
+    """Rows keep their order despite repeats; emoji, quotes, braces and 100 KB arrive unchanged.
 
-    The user's columns come back as they were, of any type and name.
+    The user's columns come back unchanged, for any type and name.
     """
     texts = [
         "🎈👩‍👩‍👧 é", 'quote " back \\ slash', "tab\tnew\nline\x01\x7f", "{n} {{x}}", "",
@@ -60,7 +60,7 @@ def test_each_row_has_the_reply_to_its_own_text(api):
 
 
 def test_nulls_are_not_sent_and_rows_alike_are_sent_once(counted):
-    """A row without a text has neither reply nor error; a text that repeats is paid for once."""
+    """A row without a text has neither reply nor error; a repeated text is paid for once."""
     frame = pl.DataFrame({"text": ["same", None] * 20 + ["other"]})
     run = finished(a_plan(frame), counted.client())
     assert counted.stats["calls"] == counted.stats["billed_rows"] == 2
@@ -73,7 +73,7 @@ def test_nulls_are_not_sent_and_rows_alike_are_sent_once(counted):
 
 @pytest.mark.parametrize(("lazy", "texts"), [(True, []), (False, [None, None]), (False, ["one"])])
 def test_small_frames(counted, lazy, texts):
-    """No row, none that can be sent and one row are frames like any other."""
+    """A frame of no row, of none to send, or of one row works like any other."""
     frame = pl.DataFrame({"text": texts}, schema={"text": pl.String})
     run = finished(a_plan(frame.lazy() if lazy else frame), counted.client())
     assert run.results.schema == {"text": pl.String, "reply": pl.String, "error": pl.String} | {
@@ -83,7 +83,7 @@ def test_small_frames(counted, lazy, texts):
     assert (run.results.height, run.state) == (len(texts), "finished")
 
 
-# rows that go wrong
+# failing rows
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_small_frames(counted, lazy, texts):
     ],
 )
 def test_a_row_that_fails_says_why_and_fails_alone(fault, error):
-    """A rejected request and a paid reply of no use are data of their row, and not sent again."""
+    """A rejected request and a useless paid reply are data of their row and not sent again."""
     with simulator(faults={fault: 0.4}) as api:
         run = finished(a_plan(reviews(30)), api.client())
         assert api.stats["calls"] == 30
@@ -107,7 +107,7 @@ def test_a_row_that_fails_says_why_and_fails_alone(fault, error):
     assert (run.waste["dollars"].sum() > 0) is (fault != 400)
 
 
-# what it says of itself
+# the run's account of itself
 
 
 def test_counts_bill_and_attempts_are_the_servers():
@@ -139,7 +139,7 @@ def test_the_system_prompt_is_cached_and_written_once(counted):
 
 
 def all_of(run):
-    """Return the state of a run, and every frame of it, after its cards were shown."""
+    """Return the state of a run and every frame of it, after displaying its cards."""
     names = ("results", "summary", "throughput", "attempts", "batches", "savings", "bill", "waste")
     assert repr(run)
     assert run._repr_html_()
@@ -165,7 +165,7 @@ def test_every_frame_can_be_read_before_during_and_after():
     schemas = {"throughput": THROUGHPUT, "attempts": ATTEMPTS, "batches": BATCHES}
     for frames in seen:
         assert {name: frames[name].schema for name in schemas} == schemas
-        # Which API answers, and so the mark of a simulator's results, is known from the first call on.
+        # The API, and so the mark of a simulator's results, is known from the first call.
         assert frames["results"].columns[:4] == ["text", "n", "reply", "error"]
         assert frames["results"].height == 24
     answered = [frames["results"]["reply"].count() for frames in seen]
@@ -175,7 +175,7 @@ def test_every_frame_can_be_read_before_during_and_after():
 
 
 def test_a_simulated_reply_is_never_taken_for_a_real_one(counted):
-    """Attempts, results, texts and cards say what it is, and its key is not that of the API's answer."""
+    """Attempts, results, texts and cards are marked, and its key differs from the API's."""
     plan = a_plan(reviews(3))
     run = finished(plan, counted.client())
     assert run.attempts["simulated"].all()

@@ -1,4 +1,4 @@
-"""One account of the simulator: its limits, what is left of them, its bill and its peaks."""
+"""One account of the simulator: its limits, what remains of them, its bill and its peaks."""
 
 import copy
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from claudescale.simulator.wire import Problem
 
 
 def test_headers_say_limit_remaining_and_time_of_full_refill():
-    """All twelve headers are there, tokens in thousands, a debt as 0, resets in whole seconds."""
+    """All twelve headers are present, tokens in thousands, an overdraft as 0, resets in whole seconds."""
     buckets = Buckets(50, 40_000, 8_000, now=NOW)
     assert buckets.admit(NOW, input_tokens=12_400)
     buckets.produce(NOW, 9_000)
@@ -36,7 +36,7 @@ def test_headers_say_limit_remaining_and_time_of_full_refill():
 )
 @settings(max_examples=30, deadline=None)
 def test_no_window_is_ever_over_the_limit_and_retry_after_is_right(calls, bucket_seconds):
-    """A window admits a bucket, its refill and one overdraft; a refusal takes nothing and is long enough."""
+    """A window admits a bucket, its refill and one overdraft; a refusal takes nothing, its wait suffices."""
     buckets, capacity = Buckets(60, 6000, 6000, bucket_seconds=bucket_seconds, now=NOW), 100 * bucket_seconds
     now, admitted = NOW, []
     for gap, input_tokens, output_tokens in calls:
@@ -83,7 +83,7 @@ def test_the_limits_are_those_of_the_tier_and_any_can_be_replaced(tier, limits, 
     ],
 )
 def test_limits_that_cannot_be_say_what_to_type(tier, limits, error, words):
-    """A misspelt limit, none at all, and a tier without published ones."""
+    """A misspelled limit, no limit at all, and a tier without published limits say what to type."""
     with pytest.raises(error, match=words):
         desk(tier, **limits)
 
@@ -93,10 +93,10 @@ LIMITS = {"1 requests": (1, 1e9, 1e9), "600 input tokens": (1e6, 600, 1e9), "1 o
 
 @pytest.mark.parametrize(("words", "limits"), LIMITS.items())
 def test_each_limit_refuses_with_429_and_when_to_come_back(words, limits):
-    """The 429 names the limit; the call succeeds after retry-after."""
+    """The 429 names the limit, and the call succeeds after retry-after."""
     at, body = desk(limits), request("word " * 400)
     message_of(body, at)
-    now = NOW + 20  # after the reply, whose output may be owed
+    now = NOW + 20  # after the reply, whose output may be overdrawn
     status, headers, error = answered(at, body, now)
     assert (status, error["error"]["type"]) == (429, "rate_limit_error")
     assert f"{words} per minute" in error["error"]["message"]
@@ -122,7 +122,7 @@ def test_models_of_one_group_share_their_limits_and_counting_has_its_own():
     ("model", "characters"), [(HAIKU, 90_000), (HAIKU, 700_000), (OPUS, 9_000), ("claude-fable-5-1", 90_000)]
 )
 def test_the_bill_is_the_list_price_of_each_reply(model, characters, ttl):
-    """Dollars are those of genai-prices for the usage sent, over all steps of the price."""
+    """Dollars equal genai-prices' for the usage sent, over all steps of the price."""
     text, at = "x" * characters, desk()
     body = cached("row", prefix=text, ttl=ttl) if ttl else request(text)
     message = message_of({**body, "model": model, "max_tokens": 4000}, at)
@@ -133,12 +133,12 @@ def test_the_bill_is_the_list_price_of_each_reply(model, characters, ttl):
 
 
 def searches_of(message):
-    """Return how many searches of the web a message counts; None where it counts none."""
+    """Return the number of web searches in a message's usage, or None if it has none."""
     return (message["usage"].get("server_tool_use") or {}).get("web_search_requests")
 
 
 def dollars_by_hand(message):
-    """Return what a message on Haiku or Opus 5.5 costs, from the price page."""
+    """Return the cost of a message on Haiku or Opus 5.5 according to the price page."""
     usage = message["usage"]
     per_input, per_output = (0.10, 0.50) if message["model"] == HAIKU else (4.0, 20.0)
     factor = (0.5 if usage["service_tier"] == "batch" else 1.0) * (2.0 if usage["speed"] == "fast" else 1.0)
@@ -148,7 +148,7 @@ def dollars_by_hand(message):
 
 
 def test_searches_geography_and_fast_mode_are_sent_and_billed():
-    """$10 per 1,000 searches in both modes, what they find as input; US geography 1.1; fast mode 2."""
+    """$10 per 1,000 searches in both modes, their results as input; US geography 1.1 times; fast mode 2."""
     at, us = desk(), {"inference_geo": "us"}
     options = [{}, {"tools": [SEARCH]}, us, {"tools": [SEARCH], **us}]
     bodies = [request(f"row {n}", max_tokens=8_000, **options[n % 4]) for n in range(40)]
@@ -168,7 +168,7 @@ def test_searches_geography_and_fast_mode_are_sent_and_billed():
 
 
 def test_peaks_and_repeats_show_in_the_servers_own_account():
-    """Ten calls in half a second and ten more within the minute; a row that is paid twice is not distinct."""
+    """Ten calls in half a second and ten more within the minute show; a row paid twice is not distinct."""
     at = desk()
     moments = [*(0.05 * n for n in range(10)), *(5 + 2 * n for n in range(10)), *(100 + n for n in range(10))]
     for moment in [*moments, moments[-1]]:

@@ -28,7 +28,7 @@ ROW, DAY = b'{"custom_id":"a","params":{}}', 86_400
     ],
 )
 def test_a_body_that_makes_no_batch_says_why(monkeypatch, raw, status, says):
-    """What is wrong with a body is told with its place."""
+    """An invalid body is refused with the location of the fault."""
     if says.startswith("maximum"):
         monkeypatch.setattr("claudescale.simulator.batches.MAX_BYTES", 1_000)
     with pytest.raises(Problem, match=says) as error:
@@ -37,7 +37,7 @@ def test_a_body_that_makes_no_batch_says_why(monkeypatch, raw, status, says):
 
 
 def test_the_queue_and_the_calls_have_limits_of_their_own():
-    """A batch over the queue's limit is a 429, until enough rows are done; so is a call beyond the rate."""
+    """A batch over the queue's limit is a 429 until enough rows are done; so is a call beyond the rate."""
     batches = batches_of(desk("start", batch_queue_requests=100, batch_requests_per_minute=2), seconds=1000)
     made(batches, batch_of(80))
     with pytest.raises(Problem, match="processing queue") as error:
@@ -53,7 +53,7 @@ def test_the_queue_and_the_calls_have_limits_of_their_own():
 
 
 def test_a_batch_takes_plausible_seconds_or_ones_own():
-    """Drawn by seed and size, or given by a function of its size."""
+    """They are drawn by seed and size, or given by a function of the size."""
     assert 60 < made(batches_of(seconds=None), batch_of(50)).seconds < 600
     assert made(batches_of(seconds=lambda rows: 3 * rows), batch_of(50)).seconds == 150
 
@@ -85,7 +85,7 @@ def test_a_batch_shows_no_counts_until_it_has_ended_and_bills_half():
 
 
 def test_work_can_be_left_at_any_row_and_canceled():
-    """Left after single rows, then canceled: it is canceling, then ended, and each row has one result."""
+    """Left after single rows and then canceled, it is canceling, then ended, and each row has one result."""
     at = desk()
     batches = batches_of(at, seconds=1000)
     batch = made(batches, batch_of(100))
@@ -122,7 +122,7 @@ OUTCOMES["batch_invalid"] = "invalid_request_error"
 
 @pytest.mark.parametrize(("kind", "outcome"), OUTCOMES.items())
 def test_rows_of_a_batch_can_fail_and_the_next_batch_draws_anew(kind, outcome):
-    """About the chosen share of rows fails unbilled; sent again they mostly do not, whatever their id."""
+    """About the chosen share of rows fails unbilled; most succeed when sent again, whatever their id."""
     at, body = desk(faults={kind: 0.3}), batch_of(100)
     batches = batches_of(at)
     first = kinds(worked(batches, body))
@@ -135,7 +135,7 @@ def test_rows_of_a_batch_can_fail_and_the_next_batch_draws_anew(kind, outcome):
 
 
 def test_a_batch_over_the_spend_cap_is_refused():
-    """Once the dollars are spent no batch is made: the documented words, without the Messages API's code."""
+    """Once the cap is spent no batch is created: the documented message, without the Messages API's code."""
     at = desk(faults={"spend_cap": 0.0})
     with pytest.raises(Problem, match=r"^You have reached your API usage limits") as error:
         made(batches_of(at), batch_of(1))
@@ -144,7 +144,7 @@ def test_a_batch_over_the_spend_cap_is_refused():
 
 
 def reads(batches, rows, ttl, now=NOW):
-    """Return whether each row of a new batch reads the cache, in the order in which they are done."""
+    """Return whether each row of a new batch reads the cache, in processing order."""
     block = {"type": "text", "text": LONG, "cache_control": {**EPHEMERAL, "ttl": ttl}}
     batch = made(batches, batch_of(rows, system=[block]), now)
     lines = [json.loads(batch.lines[-1]) for _ in batches.work(now + 600)]

@@ -1,7 +1,7 @@
-"""Other people's clients, unchanged, against the simulator: what works there works here.
+"""Third-party clients, unchanged, against the simulator: what works there works here.
 
-The official SDK in strict mode always runs. The others run where they are installed:
-``pip install pydantic-ai-slim chatlas``. (langchain-anthropic, inspect-ai and instructor are tried by hand.)
+The official SDK in strict mode always runs. The others run if they are installed:
+``pip install pydantic-ai-slim chatlas``. (langchain-anthropic, inspect-ai and instructor are tested by hand.)
 """
 
 import asyncio
@@ -23,7 +23,7 @@ PROMPTS = [f"Row {number}: the box was broken." for number in range(ROWS)]
 
 
 class Review(pydantic.BaseModel):
-    """What is asked about a review."""
+    """The fields asked of a review."""
 
     sentiment: Literal["positive", "negative", "neutral"]
     score: int
@@ -44,7 +44,7 @@ def serve(monkeypatch):
     yield made
     for simulator in running:
         simulator.close()
-    gc.collect()  # what a client has not closed is reported here, where it is ignored
+    gc.collect()  # unclosed resources of a client are reported here, where they are ignored
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_the_sdk_in_strict_mode_takes_every_kind_of_result(serve):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # what the others' own code warns about is theirs
+@pytest.mark.filterwarnings("ignore")  # warnings of the other libraries' own code are theirs
 def test_pydantic_ai_runs_agents_live_and_in_batches(serve):
     """Typed outputs come back from batches; rows that expire or meet an overload are sent again."""
     pydantic_ai = pytest.importorskip("pydantic_ai")
@@ -109,7 +109,7 @@ def test_pydantic_ai_runs_agents_live_and_in_batches(serve):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_chatlas_runs_batches_and_pays_twice_for_a_lost_create(serve, tmp_path):
-    """Texts and data come in order; by the SDK's retries a lost batch is made again, and paid for twice."""
+    """Texts and data keep their order; the SDK's retries create a lost batch again, and it is paid twice."""
     chatlas, simulator = pytest.importorskip("chatlas"), serve(faults={"create_lost": Fault(tries=[1])})
     chat = chatlas.ChatAnthropic(model=HAIKU, system_prompt="Be brief.")
     texts = chatlas.batch_chat_text(chat, PROMPTS, tmp_path / "texts.json")

@@ -1,4 +1,4 @@
-"""What the simulated models answer, how its tokens and its cache are counted, and what faults make of it."""
+"""The simulated models' replies, how their tokens and cache are counted, and the effects of faults."""
 
 import json
 import re
@@ -16,9 +16,9 @@ from claudescale.simulator.wire import TABLES
 
 
 def test_a_reply_depends_on_the_seed_and_the_body_alone():
-    """Neither order, time, tier nor earlier calls change a reply; the seed does; every text is marked.
+    """Order, time, tier and earlier calls never change a reply; the seed does; every text is marked.
 
-    Where it is varied an equal request is answered anew, each time it is asked, in an order by seed.
+    With varied replies an identical request gets a new answer each time, in an order fixed by the seed.
     """
     bodies = [request(f"Row {n}: the screen froze. It was slow. I like the case.") for n in range(30)]
     one, two, other = desk(seed=3), desk("start", seed=3), desk(seed=4)
@@ -34,7 +34,7 @@ def test_a_reply_depends_on_the_seed_and_the_body_alone():
 
 
 def test_replies_of_ones_own_are_sent_and_a_stop_sequence_ends_them():
-    """A value comes as JSON; a text ends before the first of the sequences, and the reply names it."""
+    """A value is sent as JSON; a text ends before the first stop sequence, and the reply names it."""
     at = desk(replies=lambda body: {"seen": body["messages"][0]["content"]})
     assert json.loads(text_of(message_of(request("abc"), at))) == {"seen": "abc"}
     body = request(stop_sequences=["three", "two"], thinking={"type": "disabled"})
@@ -47,7 +47,7 @@ def test_replies_of_ones_own_are_sent_and_a_stop_sequence_ends_them():
 
 
 def test_thinking_counts_in_max_tokens_and_can_be_kept_off():
-    """With little room the answer is cut or missing; Haiku 5.5 thinks on some rows, disabled on none."""
+    """With little room the answer is cut or missing; Haiku 5.5 thinks on some rows, if disabled on none."""
     thought = Counter()
     for number in range(30):
         body = request(f"Row {number}: {LONG}", max_tokens=12, output_config={"effort": "high"})
@@ -98,7 +98,7 @@ BOUNDS = [
 
 @pytest.mark.parametrize(("kind", "words", "holds"), BOUNDS)
 def test_bounds_that_are_told_in_words_are_obeyed(kind, words, holds):
-    """Where the API has no keyword for a bound it stands in the description, and the replies keep to it."""
+    """A bound without an API keyword is stated in the description, and the replies keep to it."""
     schema = {**SENTIMENT, "properties": {"x": {"type": kind, "description": words}}, "required": ["x"]}
     for seed in range(8):
         body = request(f"{seed} parcels of 300 were late, {seed * 7} came.", max_tokens=9_000, **form(schema))
@@ -106,7 +106,7 @@ def test_bounds_that_are_told_in_words_are_obeyed(kind, words, holds):
 
 
 def test_token_counts_are_near_the_estimate():
-    """A text has its characters' worth of tokens, up to about a tenth more or less."""
+    """A text's tokens follow from its characters, to within about a tenth."""
     base = message_of(request("x"))["usage"]["input_tokens"] - 1
     for number in range(50):
         text = f"{number} ß漢🙂 word" * (number + 5)
@@ -137,7 +137,7 @@ def test_a_prefix_is_written_then_read_until_its_time_is_up():
 
 
 def test_calls_that_start_together_all_write_and_reads_do_not_count_against_the_input_limit():
-    """An entry can be read only after the first reply has begun; with room for one prefix many reads pass."""
+    """An entry is readable once the first reply has begun; with room for one prefix many reads pass."""
     at = desk(latency=4.0)
     together = [admitted(at, cached(f"row {number}"), NOW + 0.1 * number) for number in range(5)]
     later = admitted(at, cached("later"), NOW + 2.1).reply.shares
@@ -165,7 +165,7 @@ NAMED = [("overloaded", 529), ("rate_limit", 429), ("server_error", 500)]
 
 @pytest.mark.parametrize(("kind", "status"), STATUSES + NAMED)
 def test_every_status_can_be_made_to_happen_by_number_or_by_name(kind, status):
-    """The call is struck and takes nothing; a name is another word for its status, in `stats` too."""
+    """The failing call takes nothing; a name is an alias of its status, in `stats` as well."""
     at = desk(faults={kind: Fault(tries=[1])})
     first, headers, error = answered(at, request())
     figures = at.account.figures()
@@ -177,7 +177,7 @@ def test_every_status_can_be_made_to_happen_by_number_or_by_name(kind, status):
 
 
 def test_a_fault_strikes_by_seed_by_try_and_within_its_window():
-    """The same calls are struck in any order; a retry is drawn anew; outside the window none is."""
+    """The same calls fail in any order; a retry is drawn anew; none fails outside the window."""
 
     def struck(at, order, now=NOW + 15):
         return {number for number in order if answered(at, request(f"row {number}"), now)[0] == 529}
@@ -191,7 +191,7 @@ def test_a_fault_strikes_by_seed_by_try_and_within_its_window():
 
 
 def test_levels_refuse_once_dollars_are_spent_or_too_many_calls_are_in_flight():
-    """The spend cap has a code and no retry-after; the workspace's limit is a 400; a 529 passes."""
+    """The spend cap has a code and no retry-after; the workspace's limit is a 400; a 529 is temporary."""
     at = desk(faults={"spend_cap": 1e-9})
     message_of(request(), at)
     status, headers, error = answered(at, request(), NOW + 60)
@@ -218,7 +218,7 @@ SPOILED = [
 
 @pytest.mark.parametrize(("kind", "reason", "blocks"), SPOILED)
 def test_replies_can_be_spoiled(kind, reason, blocks):
-    """Status 200, billed, and not what one wanted."""
+    """Each has status 200, is billed, and is unusable."""
     at = desk(faults={kind: 1.0})
     message = message_of(request(thinking={"type": "disabled"}), at)
     assert (message["stop_reason"], [block["type"] for block in message["content"]]) == (reason, blocks)
@@ -227,7 +227,7 @@ def test_replies_can_be_spoiled(kind, reason, blocks):
 
 
 def test_a_refusal_is_billed_in_some_categories_only():
-    """Before any output: free but in three categories; its tokens stand in `usage` all the same."""
+    """A refusal before any output is billed in three categories only; its tokens are always in `usage`."""
     at = desk(faults={"refusal": 1.0})
     messages = [message_of(request(f"row {n}"), at) for n in range(30)]
     late = worked(batches_of(at), rows_of(*(request(f"batch {n}") for n in range(30))))
@@ -247,7 +247,7 @@ def test_a_refusal_is_billed_in_some_categories_only():
 
 @pytest.mark.parametrize("kind", TABLES["account"])
 def test_troubles_of_the_account_strike_calls_and_rows(kind):
-    """Status 400 with the code, where there is one, live and in the result of a batch's row."""
+    """They have status 400 and the code, if any, live and in the result of a batch's row."""
     at = desk(faults={kind: Fault(ends=1)})
     status, _, live = answered(at, request())
     row = worked(batches_of(desk(faults={kind: Fault(starts=1)})), rows_of(request()))["0"]["error"]
@@ -267,6 +267,6 @@ def test_troubles_of_the_account_strike_calls_and_rows(kind):
     ],
 )
 def test_a_fault_that_cannot_be_says_what_to_type(faults, error, says):
-    """A misspelt kind, a value or a whole that is none is refused when the simulator is made."""
+    """A misspelled kind, an invalid value or a non-mapping is refused when the simulator is made."""
     with pytest.raises(error, match=says):
         Simulator(faults=faults)

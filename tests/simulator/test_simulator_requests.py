@@ -1,4 +1,4 @@
-"""What the simulator refuses beside what is recorded in tests/golden, what it takes, and what files weigh."""
+"""Requests that the simulator refuses, beyond tests/golden, those it accepts, and the tokens of files."""
 
 # ruff: noqa: E501 - tables of cases
 
@@ -32,19 +32,19 @@ def said(*turns, **changes):
 
 
 def png(width=64, height=64, shade=0):
-    """Return as much of an image as is looked at, and a byte that tells it from others."""
+    """Return as much of an image as is inspected, and a byte that distinguishes it."""
     return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", width, height) + bytes([shade])
 
 
 def image(data=None, media_type="image/png"):
-    """Return an image, or a PDF, in base64."""
+    """Return an image or a PDF in base64."""
     encoded = base64.b64encode(png() if data is None else data).decode()
     source = {"type": "base64", "media_type": media_type, "data": encoded}
     return {"type": "document" if media_type == PDF else "image", "source": source}
 
 
 def document(**more):
-    """Return a document of text."""
+    """Return a text document."""
     return {"type": "document", "source": {"type": "text", "data": "x", "media_type": "text/plain"}, **more}
 
 
@@ -114,7 +114,7 @@ SCHEMAS = [
 
 @pytest.mark.parametrize(("body", "begins"), REFUSED.values(), ids=REFUSED)
 def test_what_the_api_refuses_is_refused_live_and_in_a_batch(body, begins):
-    """A 400 in the API's kind of words, live at once, in a batch as the row's result; nothing is billed."""
+    """Each is a 400 with the API's wording, live at once, in a batch as the row's result, and unbilled."""
     at = desk()
     status, headers, error = answered(at, body)
     assert (status, error["error"]["type"]) == (400, "invalid_request_error")
@@ -128,27 +128,27 @@ def test_what_the_api_refuses_is_refused_live_and_in_a_batch(body, begins):
 
 @pytest.mark.parametrize("body", TAKEN.values(), ids=TAKEN)
 def test_what_the_api_takes_is_taken(body):
-    """Near to what is refused, and in order."""
+    """A request close to a refused one is accepted."""
     message_of(body)
     assert kinds(worked(batches_of(), rows_of(body))) == {"0": "succeeded"}
 
 
 @pytest.mark.parametrize(("status", "call"), [(status, call) for status, *call in OTHER.values()], ids=OTHER)
 def test_moment_key_size_and_version_decide_too(status, call):
-    """A model is gone from the moment it retires; the older version takes what the newest took away."""
+    """A model is gone from the moment it retires; the older version accepts what the newest dropped."""
     assert answered(desk(), *call)[0] == status
 
 
 @pytest.mark.parametrize("beta", BETA)
 def test_a_beta_needs_its_header_and_with_it_is_taken(beta):
-    """Without the header, or with another's, a 400; with it an answer."""
+    """Without the header, or with another beta's, it is a 400; with it, an answer."""
     body, both = request(**BETA[beta]), {**HEADERS, "anthropic-beta": f"other-2026-01-01, {beta}"}
     assert [answered(desk(), body, headers=headers)[0] for headers in (HEADERS, both)] == [400, 200]
 
 
 @pytest.mark.parametrize(("changes", "beta"), BATCH_ONLY)
 def test_some_things_are_refused_in_batches_alone(changes, beta):
-    """Live it is answered; in a batch the row is errored after the batch has ended."""
+    """Live they are answered; in a batch the row is errored after the batch has ended."""
     assert answered(desk(), request(**changes), headers={**HEADERS, "anthropic-beta": beta})[0] == 200
     found = worked(batches_of(), rows_of(request(**changes)), betas=beta)
     assert kinds(found) == {"0": "invalid_request_error"}
@@ -156,7 +156,7 @@ def test_some_things_are_refused_in_batches_alone(changes, beta):
 
 @pytest.mark.parametrize("name", sorted(catalog.MODELS))
 def test_bulk_settings_of_the_catalog_are_accepted(name):
-    """What the catalog says keeps thinking off, and every effort it lists, is no 400 here."""
+    """The catalog's settings that keep thinking off, and every effort it lists, are no 400 here."""
     model = catalog.MODELS[name]
     off = {"thinking": dict(model.thinking_off)} if model.thinking_off else {}
     for changes in (off, *({"output_config": {"effort": effort}} for effort in model.efforts)):
@@ -165,7 +165,7 @@ def test_bulk_settings_of_the_catalog_are_accepted(name):
 
 @pytest.mark.parametrize(("changes", "says"), SCHEMAS)
 def test_schemas_over_the_limits_are_refused(changes, says):
-    """What structured outputs do not take is a 400 that names it."""
+    """A schema beyond structured outputs' limits is a 400 that names the limit."""
     status, _, error = answered(desk(), request(**form({**SENTIMENT, **changes})))
     assert status == 400
     assert says in error["error"]["message"]
@@ -194,7 +194,7 @@ OBJECTS = st.recursive(
 @given(OBJECTS, OBJECTS, OBJECTS, st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_any_json_gets_an_answer(changes, block, schema, beta):
-    """Whatever fields, blocks and schemas hold, with a beta header or without, it answers or refuses."""
+    """Any fields, blocks and schemas, with a beta header or without, are answered or refused."""
     tool = {"tools": [{**TOOL, "input_schema": schema}], "tool_choice": {"type": "any"}}
     headers = {**HEADERS, "anthropic-beta": "some-beta-2026-01-01" * beta}
     blocks = [{**WORDS, **block}, block]
@@ -221,7 +221,7 @@ RICH = {
 
 
 def test_structured_outputs_obey_any_schema_the_api_takes():
-    """Objects, arrays, unions, references, enums, formats: the reply always validates."""
+    """For objects, arrays, unions, references, enums and formats the reply always validates."""
     topics, checker = {"enum": ["price", "delivery", "other"]}, jsonschema.Draft202012Validator.FORMAT_CHECKER
     schema = {**SENTIMENT, "properties": RICH, "required": [*RICH][:12], "$defs": {"Topic": topics}}
     for text in (
@@ -235,7 +235,7 @@ def test_structured_outputs_obey_any_schema_the_api_takes():
 
 
 def tokens_with(*blocks, model=HAIKU):
-    """Return the tokens that blocks add to a request, which the token counter counts too."""
+    """Return the tokens that blocks add to a request, checked against the token counter."""
     at, found = desk(), []
     for body in (request([*blocks, WORDS], model=model), request([WORDS], model=model)):
         found.append(message_of(body, at)["usage"]["input_tokens"])
@@ -257,7 +257,7 @@ FILES = [
 @pytest.mark.parametrize("model", [HAIKU, OLD])
 @pytest.mark.parametrize(("part", "given"), FILES, ids=lambda value: str(value)[:12])
 def test_a_file_takes_the_tokens_it_was_estimated_at(part, given, model):
-    """In a reply's usage, by the token counter and in the plan; one nobody has seen takes the assumed ones."""
+    """Reply usage, token counter and plan agree; a file the plan cannot see has the assumed tokens."""
     estimate = source_of(part, given, catalog.model(model), keyed=False)
     source = estimate.source
     if isinstance(given, bytes):

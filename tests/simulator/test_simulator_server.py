@@ -32,7 +32,7 @@ def simulator():
 
 
 def asked(simulator, ask, **options):
-    """Return what `ask(client)` gives, with a client that validates every answer and retries nothing."""
+    """Return the result of `ask(client)`, with a client that validates every answer and retries nothing."""
 
     async def run():
         strict = {"_strict_response_validation": True, "max_retries": 0, **options}
@@ -50,7 +50,7 @@ async def ended(client, name):
 
 
 def fetch(url, body=None):
-    """Return status, headers and JSON, or text, of an answer, by plain HTTP."""
+    """Return status, headers and JSON or text of an answer, by plain HTTP."""
     with httpx2.Client(trust_env=False, timeout=30) as http:
         answer = http.request("POST" if body else "GET", url, json=body, headers=HEADERS)
     is_json = "json" in answer.headers["content-type"]
@@ -59,7 +59,7 @@ def fetch(url, body=None):
 
 @pytest.mark.slow
 def test_the_sdk_in_strict_mode_takes_every_message_streamed_or_not_and_in_a_batch():
-    """Thinking, schemas, tools, searches, caching, refusals: three times the same message, and one bill."""
+    """Thinking, schemas, tools, searches, caching and refusals give the same message thrice, and one bill."""
     shown, previous = {"type": "adaptive", "display": "summarized"}, {"previous_message_id": "msg_x"}
     bodies = [
         request(),
@@ -112,9 +112,9 @@ BROKEN = {
 
 
 def test_broken_answers_break_as_they_do_on_the_wire():
-    """Dropped, hanging, truncated, HTML and non-JSON answers reach the SDK as what they are, one a try.
+    """The SDK meets dropped, hanging, truncated, HTML and non-JSON answers, one kind per try.
 
-    A broken stream ends after half of its events, and is billed.
+    A broken stream ends after half of its events and is billed.
     """
 
     async def ask(client):
@@ -136,7 +136,7 @@ def test_broken_answers_break_as_they_do_on_the_wire():
 
 
 def test_counts_models_and_limits_reach_the_sdk_as_its_types(simulator):
-    """A free count is what a message is billed; lists are paged; limits are the tier's."""
+    """A free count equals a message's billed tokens; lists are paged; limits are the tier's."""
     body = {**request(LONG, system="Be brief.")}
 
     async def ask(client):
@@ -159,7 +159,7 @@ def test_counts_models_and_limits_reach_the_sdk_as_its_types(simulator):
     assert values["enqueued_batch_requests"] == 200_000
 
 
-CREATES = {  # and whether there is a batch all the same
+CREATES = {  # and whether a batch exists nevertheless
     "create_dropped": (anthropic.APIConnectionError, False),
     "create_failed": (anthropic.InternalServerError, False),
     "create_lost": (anthropic.APIConnectionError, True),
@@ -169,7 +169,7 @@ CREATES = {  # and whether there is a batch all the same
 
 
 def test_calls_for_batches_fail_at_the_tries_that_are_chosen():
-    """A create leaves a batch behind or none, as its kind says; a poll fails; results end in a line."""
+    """A create leaves a batch behind or none, as its kind says; a poll fails; results end within a line."""
 
     async def ask(client):
         batches, raw = client.messages.batches, b""
@@ -202,7 +202,7 @@ def test_calls_for_batches_fail_at_the_tries_that_are_chosen():
 
 @pytest.mark.slow
 def test_a_large_batch_leaves_other_calls_their_turn():
-    """While thousands of overdue rows are decided, and their replies written, live calls are answered."""
+    """Live calls are answered while thousands of overdue rows are processed and their replies written."""
 
     async def ask(client):
         async def results_of(batch):
@@ -225,7 +225,7 @@ def test_a_large_batch_leaves_other_calls_their_turn():
 
 
 def test_any_client_learns_the_clock(simulator):
-    """Plain HTTP works; GET /simulator says what runs; answers are marked and dated in API time."""
+    """Plain HTTP works; GET /simulator describes it; answers are marked and dated in API time."""
     status, headers, about = fetch(f"{simulator.url}/simulator")
     assert (status, about["simulator"], about["speed"], about["tier"]) == (200, "claudescale", 200, "start")
     assert abs(about["now"] - simulator.clock.seconds()) < 10 * 200
@@ -258,14 +258,14 @@ def cells_of(page):
 
 
 def test_the_board_shows_by_key_what_passed_and_what_was_refused():
-    """Three calls a minute among three pupils; a minute on, what passed counts in all alone."""
+    """Three calls a minute are shared by three pupils; a minute later only the totals include them."""
     at = desk((3, 40_000, 8_000))
     assert "0 keys on one account" in board(at, Clock(10), "http://h")
     for key in ("anna", "<b>script", "<b>script", "sk-a-secret", "sk-a-other"):
         answered(at, request(), headers={**HEADERS, "authorization": f"Bearer {key}"})
     page, late = (board(at, Clock(10, now, monotonic=lambda: 0.0), "http://h") for now in (NOW, NOW + 61))
     assert not any(word in page for word in ("secret", "script", "<b>"))
-    assert page.count("<tr><td>sk-a<td") == 2  # keys that begin alike stay apart
+    assert page.count("<tr><td>sk-a<td") == 2  # keys with the same beginning stay apart
     rows = cells_of(page)
     expected = {"anna": "1010", "&lt;b&gt;s": "2020", "sk-a": "0101", "All": "3232"}
     assert [*rows][3:] == ["Name", "&lt;b&gt;s", "anna", "sk-a", "All"]
@@ -278,7 +278,7 @@ def test_the_board_shows_by_key_what_passed_and_what_was_refused():
 
 @pytest.mark.slow
 def test_the_command_line_serves_a_class_and_stops_cleanly():
-    """It prints what to type and where the board is, and a signal ends it with status 0 and no complaint."""
+    """It prints what to type and the board's address, and a signal ends it with status 0 and no error."""
     command = [sys.executable, "-m", "claudescale.simulator", "--class", "--host", "0.0.0.0", "--speed", "30"]
     environment = {"PYTHONPATH": ".", **os.environ}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -297,7 +297,7 @@ def test_the_command_line_serves_a_class_and_stops_cleanly():
 
 
 def test_a_client_asks_for_a_simulator_in_its_own_network_alone():
-    """Replies of a class's simulator are known as such; a gateway elsewhere is not asked."""
+    """Replies of a class's simulator are recognized; a gateway on another network is not asked."""
     near = ("http://192.168.1.5:8123", "http://10.0.0.7")
     far = ("https://192.168.1.5", "http://93.184.215.14", "http://gateway.example.org")
     assert [url for url in (*near, *far) if is_nearby(httpx2.URL(url))] == [*near]

@@ -1,4 +1,4 @@
-"""Cards: what is shown of plans and runs tells the truth, and what to do next."""
+"""Cards of plans and runs: the facts and the next step that they show are right."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ _CELLS = st.text(st.characters(exclude_categories=["C"]), max_size=12)
 @example("<b>&$1 $2", [("<i>", "&lt;")], ["</div>"], "`x`")
 @given(_CELLS, st.lists(st.tuples(_CELLS, _CELLS), max_size=4), st.lists(_CELLS, max_size=4), _CELLS)
 def test_a_card_shows_its_facts_and_nothing_else(title, rows, notes, following):
-    """Whatever the texts are, the HTML is balanced, has only the tags of a card, and shows every text."""
+    """For any texts the HTML is balanced, has only the tags of a card, and shows every text."""
     card = Card(title=title, header=("name", "value"), rows=rows, notes=notes, next=following)
     root = ET.fromstring(card.html())
     assert {element.tag for element in root.iter()} <= TAGS
@@ -73,12 +73,12 @@ ENDS = {"ends": Ends(1.5, 2.0)}
      "Run running: 0 of 9 rows done, batches usually within 40 min and at the latest in 23 h, $0."),
 ])  # fmt: skip
 def test_a_run_under_way_says_in_one_line_how_far_it_is(known, words):
-    """State, rows, time left as a span, dollars against the estimate; or what a stop still waits for."""
+    """It has state, rows, time left as a span, dollars against the estimate, or what a stop waits for."""
     assert run_views.line(under_way(**known)) == words
 
 
 def test_the_card_of_a_run_under_way_has_what_only_then_matters():
-    """Latency, calls in flight, failures by kind, batches that ended, and the simulator's speed."""
+    """It has latency, calls in flight, failures by kind, batches that ended, and the simulator's speed."""
     known = {"clock": SimpleNamespace(speed=10.0), "expected": Expected(2, 1, 9, 2_400.0, 80_000.0)}
     errors, refusals = Counter(timeout_error=1, overloaded_error=12), Counter(rate_limit_error=2)
     latency = {0.5: 1.25, 0.95: 12.3}.get
@@ -94,7 +94,7 @@ def test_the_card_of_a_run_under_way_has_what_only_then_matters():
 
 @pytest.mark.parametrize(("calls", "told"), [(100_000, True), (50_000, False), (130_000, False)])
 def test_a_run_says_why_it_was_faster_than_its_limit(calls, told):
-    """A full bucket allows a burst; of more calls than one holds that is not the reason."""
+    """A full bucket allows a burst, and is no reason for more calls than it holds."""
     estimate = {"dollars": 1.0, "minutes": 2.0}
     run = under_way(requests=calls, minutes=1.0, job={"estimate": estimate})
     words = "Faster than the limit: a bucket that is full at the start allows a burst."
@@ -102,7 +102,7 @@ def test_a_run_says_why_it_was_faster_than_its_limit(calls, told):
 
 
 def test_a_run_card_has_the_figures_of_the_run_and_ends_with_what_to_type():
-    """One line with what there is, then estimated, measured and limit, as the run has them."""
+    """One headline, then estimate, measurement and limit, as the run has them."""
     with simulator() as api:
         run = finished(a_plan(reviews(40)), api.client())
     first, _, estimated, measured, limit, _, last = repr(run).splitlines()
@@ -115,7 +115,7 @@ def test_a_run_card_has_the_figures_of_the_run_and_ends_with_what_to_type():
 
 
 def test_a_resume_says_what_is_reused(tmp_path, capsys):
-    """The line before a resume prices what is missing, and tells what was paid for."""
+    """The line before a resume prices the missing rows and counts those already paid for."""
     with simulator() as api:
         finished(a_plan(reviews(30)), api.client(), ledger=tmp_path / "l")
         capsys.readouterr()
@@ -128,7 +128,7 @@ def test_a_resume_says_what_is_reused(tmp_path, capsys):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_what_the_same_cell_would_pay_again(tmp_path, kept):
-    """With a ledger the same cell sends what is missing; without one it pays again, and that is said."""
+    """With a ledger the same cell sends the missing rows; without one it pays again, and the card says so."""
     with simulator(faults={"spend_cap": 0.0005}) as api, pytest.raises(cs.RunStopped) as stopped:
         finished(a_plan(reviews(100), concurrency=4), api.client(), ledger=tmp_path / "l" if kept else None)
     words = "sends only what is missing" if kept else "pays for them again"
@@ -140,7 +140,7 @@ def test_what_the_same_cell_would_pay_again(tmp_path, kept):
 
 
 def test_a_plan_card_has_a_figure_only_where_something_is_saved():
-    """No $0 stands in a row."""
+    """No $0 is in a row."""
     _, _, live, batch, *_ = repr(a_plan(reviews(5))).splitlines()
     assert "$0 " not in live
     assert batch.split("batch processing")[0].split()[-1].startswith("$")
@@ -148,7 +148,7 @@ def test_a_plan_card_has_a_figure_only_where_something_is_saved():
 
 @pytest.mark.parametrize("tier", ["start", "build"])
 def test_a_tier_that_does_not_fit_the_answers_is_told_on_both_cards(tier):
-    """Of a run and of the plan it calibrates; where tier and answers agree nothing is said."""
+    """A run's card and that of the plan it calibrates say so; if tier and answers agree neither does."""
     with simulator(tier="build", speed=60) as api:
         plan = a_plan(reviews(5), tier=tier)
         run = finished(plan, api.client())
@@ -158,7 +158,7 @@ def test_a_tier_that_does_not_fit_the_answers_is_told_on_both_cards(tier):
 
 
 def test_a_plan_card_is_short_whatever_there_is_to_tell():
-    """At most eight lines, with a deadline, a cache, a mismatch and a next tier."""
+    """It has at most eight lines, even with a deadline, a cache, a mismatch and a next tier."""
     system = "You read complaints of customers and answer in one word. " * 400
     plan = a_plan(reviews(50), tier="start", system=system, cache=True, mode="auto", deadline=90)
     with simulator(tier="build", speed=60) as api:

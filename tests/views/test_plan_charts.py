@@ -1,4 +1,4 @@
-"""The pictures of a plan: what a reader reads off them is what the plan says."""
+"""The pictures of a plan: a reader reads off them exactly what the plan says."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plan(frame=TEXTS, **options):
 
 
 def scores(*choices):
-    """Return the table of a trial in which each choice is a little dearer and better than the one before."""
+    """Return a trial's table in which each choice is slightly more expensive and better than the last."""
     rows = [
         (name, 40, 0.5 + n / 10, 0.4 + n / 10, 0.6 + n / 10, 0.1 + n / 100) for n, name in enumerate(choices)
     ]
@@ -34,7 +34,7 @@ def scores(*choices):
 
 @pytest.mark.slow
 def test_every_chart_is_drawn_whole():
-    """It is within 640 pixels, no label is a computer's number, nothing is black."""
+    """It is within 640 pixels, no label has a raw float, and nothing is black."""
     own, models = plan(), [*MODELS, "claude-haiku-4-5", "claude-sonnet-5", "claude-opus-5", "claude-opus-4-8"]
     for chart in (
         own.plot.frontier(),
@@ -53,10 +53,10 @@ def test_every_chart_is_drawn_whole():
 
 
 def test_the_names_of_a_trials_choices_are_grey_and_stand_in_turn_above_and_below():
-    """So neighbours do not touch; only points and intervals are blue where they clear the bar, or orange."""
+    """Neighbors never touch; only points and intervals are blue where they clear the gate, or orange."""
     evidence = pl.DataFrame({"choice": MODELS, "clears": [False, True, True]})
     chart = plan_charts.quality(scores(*MODELS), evidence, 0.9)
-    assert repr(chart).startswith(f"SIMULATED: 2 of 3 surely reach 0.9; {OPUS} scores best, 0.7, for $0.12")
+    assert repr(chart).startswith(f"SIMULATED: 2 of 3 shown to reach 0.9; {OPUS} scores best, 0.7, for $0.12")
     rows = rows_of(chart, "above")
     assert [(row["name"], row["clears"], row["above"]) for row in rows] == [
         ("haiku-5-5", False, True), ("sonnet-5-5", True, False), ("opus-5-5", True, True),
@@ -73,7 +73,7 @@ def test_nothing_to_send_is_said():
 
 
 def test_the_points_of_the_frontier_are_the_options_of_the_plan():
-    """Dollars, minutes and what limits each choice are those of `compare`; what nothing beats is joined."""
+    """Their dollars, minutes and limits are those of `compare`; the unbeaten ones are joined."""
     own = plan()
     chart = own.plot.frontier(model=[HAIKU, OPUS], tier=["start", "build"])
     points = {row["choice"]: row for row in rows_of(chart, "choice")}
@@ -92,7 +92,7 @@ def test_the_points_of_the_frontier_are_the_options_of_the_plan():
 
 
 def test_the_plan_itself_is_among_the_points():
-    """Whatever is compared, the plan's own choice is drawn, ringed and named."""
+    """In any comparison the plan's own choice is drawn, ringed and named."""
     chart = plan(tier="scale").plot.frontier(model=[SONNET, OPUS], tier=["start"])
     (own,) = [row for row in rows_of(chart, "chosen") if row["chosen"]]
     assert own["below"] == "haiku-5-5 live scale"
@@ -104,7 +104,7 @@ def test_the_plan_itself_is_among_the_points():
     ({"deadline": 6e5, "budget": 900}, [], ["deadline 10,000 h 00 m \u2192", "\u2191 budget\\n$900.00"]),
 ])  # fmt: skip
 def test_deadline_and_budget_are_lines_or_only_labels_where_they_are_far(options, near, far):
-    """A rule with its label; where it would press the choices together, an arrow to where it is."""
+    """Each is a rule with its label, or an arrow where a rule would press the choices together."""
     chart = plan(**options).plot.frontier(tier=["start", "build"], mode=["live"])
     assert [word for word in words_of(chart) if "deadline" in word or "budget" in word] == near + far
 
@@ -126,7 +126,7 @@ def test_minutes_are_bars_with_what_each_tier_gains():
 
 
 def test_savings_go_from_the_plain_price_down_to_the_plan():
-    """Each step is named with what it is measured against; a strategy that is not used is no row."""
+    """Each step is named with its counterfactual; an unused strategy has no row."""
     own = plan(mode="batch")
     chart = own.plot.savings(model=OPUS)
     assert [row["part"] for row in rows_of(chart, "part")] == [
@@ -139,7 +139,7 @@ def test_savings_go_from_the_plain_price_down_to_the_plan():
 
 
 def test_the_calls_needed_are_where_the_plan_stops_to_gain():
-    """The line rises as Little's law says and then is the limit; runs that tried are points."""
+    """The line rises by Little's law up to the limit; runs that tried are points."""
     own = plan(reviews(3_000))
     most = 1_000
     enough = most / 60 * own.compiled.expected.seconds
@@ -155,7 +155,7 @@ def test_the_calls_needed_are_where_the_plan_stops_to_gain():
 
 
 def test_runs_and_calls_of_ones_own_are_points_of_the_plans_picture():
-    """With their calls in flight and the requests they got done; a limit far away is only named."""
+    """They show calls in flight and the requests achieved; a limit far away is only named."""
     with simulator() as api:
         run = finished(a_plan(reviews(20), concurrency=4), api.client())
     (point,) = rows_of(plan(reviews(20)).plot.concurrency([run]), "refused")

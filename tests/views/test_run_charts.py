@@ -1,4 +1,4 @@
-"""The pictures of a run: what a reader reads off them is what happened."""
+"""The pictures of a run: a reader reads off them exactly what happened."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ GOOD = {"succeeded": 100}
 
 @pytest.mark.slow
 def test_a_large_run_makes_a_small_picture_that_is_drawn_whole():
-    """Of 20,000 calls at most 5,000 rows go into a chart of 640 pixels at most, and always the same ones."""
+    """Of 20,000 calls at most 5,000 rows go into a chart of at most 640 pixels, and always the same ones."""
     calls, grid = attempts(20_000), slices(*[1_200.0] * 60)
     spent = pl.select(minute=pl.linear_space(0, 30, 20_000), dollars=pl.linear_space(0, 4.2, 20_000))
     ended, open_ = (0, 30, "collected", {"succeeded": 97, "errored": 3}), (5, None, "in_progress", {})
@@ -102,7 +102,7 @@ def test_a_large_run_makes_a_small_picture_that_is_drawn_whole():
 
 @pytest.mark.slow
 def test_the_figures_of_a_run_are_in_its_pictures(tmp_path):
-    """Calls sent, dollars paid, answers and failures: what is drawn sums up to what the run counts."""
+    """Calls sent, dollars paid, answers and failures in the pictures add up to the run's counts."""
     with simulator(faults={"529": 0.1}, seed=3) as api:
         run = finished(a_plan(reviews(200)), api.client())
     counts, plot = run.counts, run.plot
@@ -148,12 +148,12 @@ def test_a_run_says_why_a_picture_is_empty_and_a_hybrid_draws_its_deadline(tmp_p
     ([900], None, "900 requests a minute on average, 900 at the peak"),
 ])  # fmt: skip
 def test_a_burst_is_called_a_burst(requests, limit, words):
-    """More than the limit allows comes from a full bucket, if one holds as much, and the title says so."""
+    """A pace above the limit comes from a full bucket if one holds as much, and the title says so."""
     assert repr(charts.throughput(slices(*requests), requests_per_minute=limit)) == words
 
 
 def test_a_limit_is_a_labelled_line_and_far_away_only_a_label():
-    """Ten calls under a limit of 50,000 are still seen: the axis ends near the calls."""
+    """Ten calls under a limit of 50,000 are still visible: the axis ends near the calls."""
     near, far = (charts.throughput(slices(900), requests_per_minute=limit) for limit in (1_000, 50_000))
     assert "limit\\n1,000/min" in words_of(near)
     assert "\N{UPWARDS ARROW} limit\\n50,000/min" in words_of(far)
@@ -161,7 +161,7 @@ def test_a_limit_is_a_labelled_line_and_far_away_only_a_label():
 
 
 def test_latency_is_of_all_answers_and_of_no_failure():
-    """Median and p90 count every answer, also those not drawn; of nine answers there is no p90."""
+    """Median and p90 count every answer, including undrawn ones; nine answers have no p90."""
     calls = attempts(4_000)
     seconds = calls.filter(pl.col("error").is_null())["seconds"]
     median, p90 = (charts.text.significant(seconds.quantile(share, "linear")) for share in (0.5, 0.9))
@@ -172,7 +172,7 @@ def test_latency_is_of_all_answers_and_of_no_failure():
 
 
 def test_savings_step_down_from_the_whole_price_to_what_was_paid():
-    """Each part begins where the one before ended, one that cost more goes up, and none is of $0."""
+    """Each part begins where the previous one ended, one that cost more goes up, and none is of $0."""
     chart = charts.savings(savings(plain=12.0, batch=6.0, none=0.0, cut=-0.5, paid=6.5))
     assert [(row["part"], row["start"], row["end"], row["label"]) for row in rows_of(chart, "part")] == [
         ("plain", 0, 12, "$12.00"), ("batch", 6, 12, "\N{MINUS SIGN}$6.00 (50.0%)"),
@@ -182,7 +182,7 @@ def test_savings_step_down_from_the_whole_price_to_what_was_paid():
 
 
 def test_a_bar_is_where_and_as_long_as_its_batch_was():
-    """Minutes since the run began, with what came of its rows in words; an open one reaches up to now."""
+    """It shows minutes since the run began and the outcome of its rows; an open one reaches up to now."""
     ended, open_ = (10, 40, "collected", {"succeeded": 97, "expired": 3}), (20, None, "in_progress", {})
     canceled = 30, 50, "collected", {"succeeded": 60, "canceled": 40}
     chart = batch_chart(open_, ended, canceled)
@@ -210,7 +210,7 @@ def test_a_deadline_is_said_and_drawn_where_it_is_near(deadline, words, label):
 
 
 def test_a_bucket_refills_between_calls_and_that_of_requests_is_never_overdrawn():
-    """Two calls at once leave a bucket of one empty, which was full; before the third it is full again."""
+    """Two calls at once empty a full bucket of one; before the third it is full again."""
     moments = pl.Series([START, START, START + timedelta(seconds=10)], dtype=ATTEMPTS["sent_at"])
     requests = bucket_chart(attempts(3).with_columns(sent_at=moments), bucket_seconds=1.0).vconcat[0]
     assert [row["share"] for row in requests.data.values] == [1, 1, 0, 1, 0]
@@ -224,7 +224,7 @@ _CALLS = st.lists(
 @settings(max_examples=25)
 @given(_CALLS, st.sampled_from([100.0, 6_000.0]))
 def test_the_levels_are_those_of_a_bucket_call_by_call(calls, capacity):
-    """Sums and a running minimum give what a loop gives."""
+    """Sums and a running minimum give the same levels as a loop."""
     frame = pl.DataFrame(calls, schema={"minute": pl.Float64, "taken": pl.Int64}, orient="row")
     level, last, expected = capacity, 0.0, []
     for minute, taken in sorted(calls, key=lambda call: call[0]):

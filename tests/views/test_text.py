@@ -1,4 +1,4 @@
-"""How figures read: units, digits, one noun or several."""
+"""Formats of figures: units, digits, singular and plural."""
 
 import math
 
@@ -28,12 +28,12 @@ def test_figures(show, value, shown):
 @settings(max_examples=50)
 @given(st.floats(0, 1e11))
 def test_no_figure_has_an_exponent(value):
-    """However large or small, people read digits."""
+    """Numbers of any size are written in digits."""
     for show in (dollars, duration, tokens, significant, coarse):
         assert "e" not in show(value)
 
 
 def test_words():
-    """One call, two batches, no replies; figures that read the same are said once."""
+    """One call, two batches, no replies; a span of two equal figures shows one."""
     assert [plural(1, "call"), plural(2, "batch"), plural(0, "reply")] == ["1 call", "2 batches", "0 replies"]
     assert (span("$1", "$2"), span("18 s", "18 s")) == ("$1 to $2", "18 s")

@@ -1,4 +1,4 @@
-"""Our charts are Altair charts: they compose, carry the theme, and show themselves offline, anywhere."""
+"""Our charts are Altair charts: they compose, carry the theme, and display offline, anywhere."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def drawn(**properties):
 
 @pytest.mark.slow
 def test_the_bundle_is_right_for_jupyter_for_github_and_for_a_terminal(monkeypatch):
-    """JupyterLab's Vega-Lite without a background, a PNG on white, and the sentence; no page, no network.
+    """It has JupyterLab's Vega-Lite without a background, a PNG on white, the sentence, and no HTML page.
 
-    vl-convert is an extra: a browser draws the chart without it, and nothing complains.
+    vl-convert is an extra: without it a browser draws the chart, and there is no warning.
     """
     bundle = drawn()._repr_mimebundle_()
     assert set(bundle) == {VEGA_LITE, "image/png", "text/plain"}
@@ -42,7 +42,7 @@ def test_the_bundle_is_right_for_jupyter_for_github_and_for_a_terminal(monkeypat
 
 
 def test_charts_compose_and_keep_the_theme(tmp_path):
-    """What Altair makes of a picture is a picture again: `.properties`, `.interactive`, `|`, `&`, `+`."""
+    """Altair turns a picture into a picture again: `.properties`, `.interactive`, `|`, `&`, `+`."""
     one, wide = drawn(), drawn().properties(width=300)
     pictures = [wide, one + drawn(), one.interactive(), one | wide, one & wide]
     assert [type(made) for made in pictures] == [Picture, Picture, Picture, Across, Down]
@@ -55,7 +55,7 @@ def test_charts_compose_and_keep_the_theme(tmp_path):
 
 
 def test_the_users_altair_settings_are_neither_read_nor_changed():
-    """A theme, a row limit or a transformer of the user's own leaves our pictures, and stays."""
+    """The user's theme, row limit or transformer never affects our pictures, and stays in force."""
     before = json.dumps(drawn().to_dict())
     with alt.theme.enable("dark"), alt.data_transformers.enable("default", max_rows=1):
         assert json.dumps(drawn().to_dict()) == before

@@ -22,7 +22,7 @@ RIGHT_EDGE = "nodes => Math.max(...nodes.map(node => node.getBoundingClientRect(
 
 
 def check_stopped(page, cell):
-    """Wait until a cell shows what stays of a stopped run: all of it is there."""
+    """Wait until a cell shows the complete final display of a stopped run."""
     page.wait_for(cell, "Run stopped")
     output = page.output(cell)
     output.locator(CHART).first.wait_for()
@@ -31,7 +31,7 @@ def check_stopped(page, cell):
 
 
 def check_picker(page):
-    """By mouse and keyboard: both views of it follow every choice, and nothing is wider than the page."""
+    """By mouse and keyboard, both views of it follow every choice, and nothing is wider than the page."""
     for cell in (PICKED, AGAIN):
         page.run(cell)
     output = page.output(PICKED)
@@ -53,7 +53,7 @@ def check_picker(page):
 
 
 def check_watcher(page):
-    """Figures and rates are whole at 900 px while other cells run; Enter on Stop leaves table and picture."""
+    """Figures and rates fit 900 px while other cells run; Enter on Stop leaves table and picture."""
     page.run(WATCHED)
     page.wait_for(WATCHED, " left, ")
     output = page.output(WATCHED)
@@ -75,7 +75,7 @@ def check_watcher(page):
 
 
 def check_reader(reader):
-    """Reopened by somebody else, in dark, with no kernel and no trust, all that stays is there."""
+    """Reopened by another person, in dark, without kernel and trust, everything that stays is shown."""
     reader.wait_for(PICKED, re.compile("The same in code: "))
     assert "Run the cell again for its controls." in reader.output(PICKED).inner_text()
     for cell in (WATCHED, SECOND):
@@ -85,7 +85,7 @@ def check_reader(reader):
 
 @pytest.mark.slow
 def test_a_plan_is_picked_and_its_run_is_watched_stopped_saved_and_reopened(tmp_path):
-    """A picker and two watchers work; no error is in cells or console, and no other machine is asked."""
+    """A picker and two watchers work; cells and console show no error, and no other machine is contacted."""
     with lab(tmp_path) as open_notebook:
         page = open_notebook(CELLS, width=WIDE)
         page.run(0)

@@ -1,4 +1,4 @@
-"""Picking: what is chosen, the line of code for it, and that nothing is spent."""
+"""Picking: the chosen plan, its line of code, and that nothing is spent."""
 
 import json
 import time
@@ -39,12 +39,12 @@ CHOICES = {
 
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch):
-    """Draw nothing where it is not asked for: it takes a second."""
+    """Skip the drawing, which takes a second, in tests that do not need it."""
     monkeypatch.setattr(module.Picker, "_draw", lambda *_: None)
 
 
 def pick(plan, **choices):
-    """Return the picker of a plan in which these were chosen."""
+    """Return the picker of a plan with these choices."""
     picker = cs.pick(plan)
     for name, value in choices.items():
         picker.controls[name].value = value
@@ -54,7 +54,7 @@ def pick(plan, **choices):
 @settings(max_examples=12)
 @sampled(st.sampled_from(list(BEGINNINGS)), st.fixed_dictionaries({}, optional=CHOICES))
 def test_the_line_of_code_makes_the_plan_that_was_picked(beginning, changes):
-    """Whatever is picked, from whatever plan: the line evaluates to a plan with the same parameters."""
+    """For any choices and any plan the line evaluates to a plan with the same parameters."""
     given = BEGINNINGS[beginning]
     picker, names = pick(given, **changes), {"plan": given}
     exec(picker.code, names)
@@ -64,7 +64,7 @@ def test_the_line_of_code_makes_the_plan_that_was_picked(beginning, changes):
 
 
 def test_the_line_is_what_one_would_type():
-    """Names in double quotes, whole amounts as whole numbers, nothing that is the same; and back again."""
+    """It has double quotes, whole amounts as integers, and nothing unchanged; and back again."""
     choices = {"model": "claude-sonnet-5-5", "tier": "build", "deadline": " $1,200 ", "mode": "hybrid"}
     picker = pick(BEGINNINGS["plain"], **choices)
     assert picker.code == (
@@ -85,7 +85,7 @@ def test_the_line_is_what_one_would_type():
     ],
 )
 def test_what_cannot_be_is_said_in_place_of_figures(choices, words):
-    """The message stands where the figures were; plan and code stay as they were, and then go on."""
+    """The message replaces the figures; plan and code keep their last valid state, then continue."""
     picker = pick(BEGINNINGS["plain"], **choices)
     assert "Not possible. " in picker._figures.value
     assert words in picker._figures.value
@@ -97,7 +97,7 @@ def test_what_cannot_be_is_said_in_place_of_figures(choices, words):
 
 @pytest.mark.slow
 def test_the_latest_choice_is_drawn(monkeypatch):
-    """Of many changes at once only the last is drawn: this plan among the others, and what fails is said."""
+    """Of many changes at once only the last is drawn, among the other plans, and failures are shown."""
     monkeypatch.undo()
     picker = pick(BEGINNINGS["plain"], tier="build")
     picker.controls["tier"].value = "scale"
@@ -115,7 +115,7 @@ def test_the_latest_choice_is_drawn(monkeypatch):
 
 
 def test_the_rows_are_read_once():
-    """However much is picked, the frame is measured for the first figures only."""
+    """For any number of choices the frame is measured for the first figures only."""
     read = []
     frame = ROWS.lazy().map_batches(lambda rows: read.append(rows.height) or rows)
     pick(a_plan(frame, tier="start"))
@@ -125,7 +125,7 @@ def test_the_rows_are_read_once():
 
 
 def test_what_is_left_without_a_kernel_is_the_line_of_code():
-    """Saved with the notebook are the card and the code; a terminal gets the line."""
+    """The notebook saves the card and the code; a terminal gets the line."""
     picker = pick(BEGINNINGS["plain"], tier="build")
     bundle = picker._repr_mimebundle_()
     assert "Run the cell again for its controls." in bundle["text/html"]
@@ -135,6 +135,6 @@ def test_what_is_left_without_a_kernel_is_the_line_of_code():
 
 
 def test_what_is_no_plan_is_refused():
-    """It says how to make one."""
+    """The error says how to make one."""
     with pytest.raises(cs.PlanError, match=r"cs\.plan\(frame, \.\.\.\)"):
         cs.pick(ROWS)

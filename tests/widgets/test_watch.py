@@ -1,4 +1,4 @@
-"""Watching a run: its live picture, and how its widgets live and end."""
+"""Watching a run: its live picture, and the life and end of its widgets."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, ou
 
 
 def requests(*counts, latency=0.0, state="running"):
-    """Return the requests per minute in the live picture of a run with so many calls in each second."""
+    """Return the requests per minute in the live picture of a run with that many calls in each second."""
     slices = [Slice(requests=count) for count in counts]
     run = under_way(
         state=state, minutes=len(counts) / 60, latency=lambda _: latency, slices=lambda *_, **__: (1, slices)
@@ -29,7 +29,7 @@ def requests(*counts, latency=0.0, state="running"):
 
 
 def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
-    """A call is known when it is answered, so the picture ends a slow answer ago; a far limit is no line."""
+    """A call is known when answered, so the picture ends one slow answer ago; a far limit has no line."""
     rates, layers = requests(*[10] * 20, latency=4.5)
     assert rates == [600.0] * 15
     assert layers[1]["encoding"]["y"] == {"datum": 1_000}
@@ -39,14 +39,14 @@ def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
 
 
 def test_only_a_run_can_be_watched():
-    """What is not a run, nor a limited client, is refused with what to type."""
+    """Anything but a run or a limited client is refused with what to type."""
     with pytest.raises(TypeError, match=r"plan\.start\(client\).*cs\.limit\(client\).*not this str"):
         cs.watch("run")
 
 
 @pytest.fixture
 def page(monkeypatch):
-    """Stand in for a notebook that keeps what it is given to show, and its updates, with the real widgets."""
+    """Stand in for a notebook that records displays and updates, with the real widgets."""
     page = types.SimpleNamespace(shown=[], updates=[])
 
     def display(bundle):
@@ -82,7 +82,7 @@ def follow(steps, rows=4_000, latency=2.0, faults=None, **options):
 
 @pytest.mark.slow
 def test_a_watched_run_outside_a_notebook_prints_lines(capsys):
-    """A script gets plain lines while the run goes on, and its card once at its end."""
+    """A script gets plain lines during the run, and its card once at the end."""
 
     async def steps(run):
         cs.watch(run)
@@ -95,16 +95,16 @@ def test_a_watched_run_outside_a_notebook_prints_lines(capsys):
 
 @pytest.mark.slow
 def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page, monkeypatch):
-    """New figures, also after the interrupt of another cell; then what is saved, and the widgets close.
+    """New figures, also after the interrupt of another cell; then saved output, and the widgets close.
 
-    A watcher that is closed leaves a table and a picture of how the run stood, and the run goes on.
+    A closed watcher leaves a table and a picture of the run at that moment, and the run continues.
     """
     interrupts, real, watchers = iter([KeyboardInterrupt] * 2), watch.drawn, []
 
     def drawn(*given):
         if threading.current_thread().name == "claudescale-watch":
             for interrupt in interrupts:
-                raise interrupt  # as Polars does in whatever thread is collecting
+                raise interrupt  # as Polars does in any thread that is collecting
         return real(*given)
 
     monkeypatch.setattr(watch, "drawn", drawn)
@@ -117,7 +117,7 @@ def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page, monkeypa
         assert run.state == "running"
         run.stop()
         await run
-        assert "Run stopped" in dict(page.updates)[1]["text/html"]  # there when the cell ends
+        assert "Run stopped" in dict(page.updates)[1]["text/html"]  # present when the cell ends
 
     follow(steps)
     assert [watcher._panel.box.comm for watcher in watchers] == [None, None]
@@ -131,7 +131,7 @@ def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page, monkeypa
 
 @pytest.mark.slow
 def test_a_finished_run_is_shown_at_once(page):
-    """There is nothing to follow: no widget, no thread; as the last line of its cell it is shown once."""
+    """It has nothing to follow: no widget, no thread; as the last line of its cell it is shown once."""
     with simulator() as server:
         watcher = cs.watch(finished(a_plan(reviews(3)), server.client()))
     watcher._ipython_display_()
