@@ -234,7 +234,8 @@ def kinds(counts: Counter[str]) -> str:
 def _burst(run: Run) -> str:
     """Return why a live run was faster than its limit; empty if it was not, or for another reason."""
     calls, minutes, limit = run.counts.requests, run.minutes, run.limits.requests_per_minute * run.plan.share
-    if run.plan.mode != "live" or not limit * minutes < calls <= limit * (1 + minutes):
+    is_burst = 1.05 * limit * minutes < calls <= limit * (1 + minutes)  # less is worth no word
+    if run.plan.mode != "live" or not is_burst:
         return ""
     estimate = run.job.estimate if run.state == "finished" else None
     faster = "the limit and the estimate" if estimate and minutes < estimate["minutes"] else "the limit"
