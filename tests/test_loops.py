@@ -90,6 +90,23 @@ def test_a_run_that_is_left_keeps_what_is_in_flight(ending):
     gc.collect()  # no warning that it was not awaited
 
 
+FORK = """
+import asyncio, os, claudescale as cs
+print(cs.wait(asyncio.sleep(0, 1)), flush=True)
+if not (child := os.fork()):
+    print(cs.wait(asyncio.sleep(0, 2)), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_forked_process_waits_on_a_loop_of_its_own():
+    """A fork takes no thread along: the child's first wait starts another."""
+    command = [sys.executable, "-W", "ignore", "-c", FORK]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n2\n", "")
+
+
 SCRIPT = """
 import asyncio, sys, time, warnings, anthropic, claudescale as cs
 from running import a_plan, reviews

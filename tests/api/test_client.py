@@ -69,6 +69,8 @@ def test_without_a_key_it_is_a_simulator(capsys, monkeypatch):
     """Without credentials, calls cost nothing and a line says so; simulate=False raises instead."""
     assert cs.connect(speed=20, tier=2).base_url.host == "127.0.0.1"
     assert re.match("SIMULATED: .*20 times real time", capsys.readouterr().err)
+    assert cs.connect() is wire.current() is not cs.connect() is wire.current()
+    assert capsys.readouterr().err.count("10 times real time") == 2
     with pytest.raises(cs.PlanError, match="ANTHROPIC_API_KEY"):
         cs.connect(simulate=False)
     monkeypatch.setenv("ANTHROPIC_PROFILE", "nobody")

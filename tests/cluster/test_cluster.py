@@ -1,11 +1,13 @@
 """The same plan on a Dask cluster: results, money and limits of one process; killed, interrupted, stopped."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import anthropic
 import httpx2
@@ -15,6 +17,7 @@ from polars.testing import assert_frame_equal
 from running import WIDE_LIMITS, a_plan, finished, reviews, simulator
 
 import claudescale as cs
+from claudescale.clock import Clock
 from claudescale.running.job import Row
 
 distributed = pytest.importorskip("distributed", reason="pip install 'claudescale[dask]'")
@@ -114,6 +117,33 @@ def test_a_budget_is_a_hard_stop(dask):
         assert 0 < run.counts.answered < 300
         assert run.counts.dollars == pytest.approx(api.stats["dollars"] - spent)
         assert api.stats["dollars"] - spent <= budget
+
+
+def test_a_lane_gives_each_part_what_is_left_and_waits_until_its_share_is_full_again():
+    """What a part cost, or may have cost where its worker died, is gone for the next one."""
+    parts, given = [["a"], ["b"], ["c"], []], []
+    lane = cluster.Cluster.__new__(cluster.Cluster)
+    lane._job = SimpleNamespace(plan=SimpleNamespace(budget=2.0), clock=Clock())
+    lane._lanes, lane._plan = 2, SimpleNamespace(cache=False)
+
+    async def next_part(rows):
+        return parts.pop(0)
+
+    async def sent(part, dollars, *, warm):
+        given.append(dollars)
+        return cluster.Outcome(dollars=0.25, owed_seconds=0.2)
+
+    async def main():
+        lane._stopping, lane._next, lane._sent = asyncio.Event(), next_part, sent
+        began = time.monotonic()
+        await lane._lane(None)
+        return time.monotonic() - began
+
+    assert asyncio.run(main()) >= 0.6
+    assert given == [1.0, 0.75, 0.5]
+    rows = [Row("a", b"", 1.0, 0.5), Row("b", b"", 1.0, 0.25)]
+    nothing = dict.fromkeys(("run", "name", "client", "plan", "limits", "dollars", "warm"))
+    assert cluster.Part(**nothing, rows=rows).lost().dollars == 0.75
 
 
 def test_the_accounts_error_ends_the_run(dask):

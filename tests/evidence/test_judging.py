@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import claudescale as cs
 from claudescale.evidence import judging
 
 
@@ -98,3 +99,11 @@ def test_the_rows_asked_for_are_enough_if_they_are_all_right():
     reason, more = judging.shortfall({"one": share(20, 20)}, 0.9, 0.95)
     assert f"one scores 1 on 20 rows; about {more} rows more would settle it" in reason
     assert judging.tail(20 + more, 20 + more, 0.9) <= 0.05 < judging.tail(19 + more, 19 + more, 0.9)
+
+
+def test_the_truth_may_stand_in_a_column_that_results_rename():
+    """Earlier replies that were found to be right are `reply_1` beside the new ones."""
+    frame = pl.DataFrame({"text": ["a", "b"], "reply": ["good", "bad"]})
+    plan = cs.plan(frame, "{text}", model="claude-haiku-5-5", returns=pl.Enum(["good", "bad"]))
+    results = pl.DataFrame({"text": ["a", "b"], "reply_1": ["good", "bad"], "reply": ["bad", "bad"]})
+    assert judging.scoring("reply", plan).values(results).to_list() == [False, True]

@@ -137,6 +137,12 @@ def test_runs_of_one_file(path):
         assert two.claim([key(9)]) == [key(9)]
 
 
+def test_a_commit_reaches_the_disk(anywhere):
+    """A power cut loses no paid row: a file is flushed at each commit, one in memory has nothing to lose."""
+    (synchronous,) = anywhere._connection.execute("PRAGMA synchronous").fetchone()
+    assert synchronous == (2 if anywhere.path else 0)
+
+
 def test_a_temporary_ledger_leaves_nothing(tmp_path, monkeypatch):
     """Without a path no folder shows any file, and reading works after the run."""
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+from dataclasses import replace
 from typing import Literal
 
 import anthropic
@@ -14,12 +15,13 @@ from running import WIDE, WIDE_LIMITS, a_plan, reviews, simulator, until
 
 import claudescale as cs
 from claudescale.errors import PlanError
-from claudescale.pacing.middleware import CALLS, RATES, limiter_of
+from claudescale.pacing.middleware import CALLS, RATES, _characters, limiter_of
 from claudescale.simulator import Fault
 
 ASKED = {"model": "claude-haiku-5-5", "max_tokens": 60, "thinking": {"type": "disabled"}}
 ASKED["messages"] = [{"role": "user", "content": "Tell me a story."}]
 SPEED = 20
+SLOW_LIMITS = cs.Limits(requests_per_minute=6, input_tokens_per_minute=10**6, output_tokens_per_minute=10**6)
 
 
 class Label(pydantic.BaseModel):
@@ -156,16 +158,17 @@ def test_a_call_that_is_left_gives_its_permit_back(api):
     assert asyncio.run(used(api.client(), *ways)).errors == {"canceled": len(ways)}
 
 
-def test_a_canceled_wait_takes_no_permit(api):
-    """A call canceled while waiting for its turn was never sent and is not counted."""
+@pytest.mark.parametrize(("tier", "sent"), [(WIDE_LIMITS, 2), (SLOW_LIMITS, 1)], ids=["place", "limit"])
+def test_a_canceled_wait_takes_no_permit(api, tier, sent):
+    """A call canceled while waiting for a slot or for the limits was never sent and is not counted."""
 
     async def give_up(claude):
-        calls = [asyncio.create_task(create(claude)) for _ in range(3)]
-        await until(lambda: limiter_of(claude).waiting == 1 and len(limiter_of(claude).under_way) == 2)
-        calls[2].cancel()
+        calls = [asyncio.create_task(create(claude)) for _ in range(sent + 1)]
+        await until(lambda: limiter_of(claude).waiting == 1 and len(limiter_of(claude).under_way) == sent)
+        calls[-1].cancel()
         await asyncio.gather(*calls, return_exceptions=True)
 
-    assert asyncio.run(used(api.client(), give_up)).requests == 2
+    assert asyncio.run(used(api.client(), give_up, tier=tier)).requests == sent
 
 
 @pytest.mark.parametrize(
@@ -222,6 +225,15 @@ def test_an_error_event_gives_the_permit_back():
     assert not call["simulated"]
 
 
+def test_a_refusal_without_output_costs_nothing():
+    """The API bills no refusal before any output, though it has tokens: neither does the meter."""
+    usage = {"input_tokens": 11, "output_tokens": 0}
+    refusal = canned.message(content=[], stop_reason="refusal", usage=usage)
+    with canned.served(lambda *_: (200, {}, refusal)) as client:
+        (call,) = asyncio.run(used(client, create)).calls.iter_rows(named=True)
+    assert (call["stop_reason"], call["input_tokens"], call["dollars"]) == ("refusal", 11, 0.0)
+
+
 # limits learned from headers, and calls left alone
 
 
@@ -240,6 +252,22 @@ def test_headers_teach_the_limits_and_each_group_has_its_own(api):
     requests = limiter.rates.filter(bucket="requests").drop("bucket")
     assert requests.rows() == [("haiku-5-5", 1, WIDE[0]), ("sonnet-5-5", 1, WIDE[0]), ("unheard-of", 1, 50)]
     assert limiter.api.clock.speed == SPEED
+
+
+def test_a_share_leaves_the_rest_to_others():
+    """A tenth of sixty requests a minute: the second call waits ten seconds for the first."""
+    with simulator(tier=(60, 10**6, 10**6), speed=SPEED) as api:
+        calls = asyncio.run(
+            used(api.client(), create, create, tier=replace(SLOW_LIMITS, requests_per_minute=60), share=0.1)
+        ).calls
+    assert calls["waited_seconds"][1] > 5
+
+
+def test_a_file_in_a_request_is_not_paced_by_its_length():
+    """An image in base64 is taken for some thousand tokens, however large it is; text by its characters."""
+    source = {"type": "base64", "media_type": "image/png", "data": "A" * 10**7}
+    image = {"messages": [{"role": "user", "content": [{"type": "image", "source": source}]}]}
+    assert _characters(image) < 10_000 < _characters({"messages": [{"role": "user", "content": "A" * 10**5}]})
 
 
 def test_free_calls_and_batches_pass_through(api):

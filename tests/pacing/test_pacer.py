@@ -13,7 +13,7 @@ from paced import study, table, workload
 
 from claudescale.api.answers import Answer, verdict
 from claudescale.api.limits import Limits, read_headers
-from claudescale.pacing.pacer import Outcome, Pacer, kind_of
+from claudescale.pacing.pacer import Outcome, Pacer, Window, kind_of
 from claudescale.simulator import Buckets
 
 WIDE = table(1e6, 1e9, 1e9)
@@ -70,6 +70,36 @@ def test_nobody_goes_before_retry_after_has_passed(headers, least, most):
         return asyncio.get_running_loop().time()
 
     assert least <= virtual.run(waited()) <= most
+
+
+def test_a_window_is_cut_once_a_round_and_regrown_by_successes():
+    """What went before a cut says nothing of whether it was enough; what was borne is soon tried again."""
+    window = Window(1_000)
+    window.size = 32.0
+    sizes = []
+    for sent, now in [(1.0, 2.0), (1.5, 2.5), (2.5, 3.5)]:
+        window.cut(sent, now, 31)
+        sizes.append(window.calls)
+    assert sizes == [24, 24, 18]
+    for _ in range(100):
+        window.succeeded(10, 4.0, 30)
+    assert 24 < window.calls < 32
+
+
+def test_calls_that_grew_too_fast_are_fewer_from_then_on():
+    """A 429 of the ramp limit cuts the window; one of a token bucket only waits."""
+
+    async def windows():
+        for kind in ("refused", "too_fast"):
+            pacer = Pacer(WIDE, clock=virtual.clock(now=0.0))
+            permits = [await pacer.acquire(10) for _ in range(16)]
+            pacer.settle(permits[0], Outcome(kind))
+            yield pacer.window
+
+    async def both():
+        return [window async for window in windows()]
+
+    assert virtual.run(both()) == [16, 12]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from predicted import ran
 from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale.api.prices import PROMPT
+from claudescale.api.prices import PROMPT, UNCACHED
 
 SYSTEM = "Be a judge of parcels.\n\n" * 900
 
@@ -23,9 +23,9 @@ def texts(rows=60, seed=1):
     return pl.DataFrame({"text": lines + lines[:9]})
 
 
-def tokens(run):
+def tokens(run, counted=PROMPT):
     """Return the input tokens of the calls of a run."""
-    return run.attempts.select(PROMPT.sum()).item()
+    return run.attempts.select(counted.sum()).item()
 
 
 @pytest.mark.parametrize(
@@ -36,13 +36,23 @@ def tokens(run):
         (texts(), {"model": "claude-opus-5-5", "prompt": "Translate: {text}", "max_tokens": 60}, {}),
         (texts(), {"system": SYSTEM, "cache": True}, {}),
         (texts(), {}, {"faults": {"refusal": 0.3, 500: 0.05}}),
+        (texts(), {}, {"faults": {429: 0.3}}),
         (texts(5), {}, {}),
         (reviews(9), {}, {}),
     ],
-    ids=["plain", "typed", "thinking, cut", "cached", "not billed", "few", "of one length"],
+    ids=[
+        "plain",
+        "typed",
+        "thinking, cut",
+        "cached",
+        "not billed",
+        "over the limits",
+        "few",
+        "of one length",
+    ],
 )
 def test_a_pilot_of_all_rows_gives_the_bill(frame, options, api):
-    """Dollars and their 90th percentile equal what was paid, to the last digit."""
+    """Dollars and their 90th percentile equal what was paid, to the last digit; a 429 is no failure."""
     plan = a_plan(frame, **options)
     run = ran(plan, **api)
     known = plan.calibrate(run)
@@ -50,6 +60,16 @@ def test_a_pilot_of_all_rows_gives_the_bill(frame, options, api):
     if not api:  # else the usage of the unbilled rows is unknown
         assert known.options["dollars_p90"][0] == pytest.approx(run.dollars, rel=1e-9)
         assert known.compiled.totals.input_tokens == pytest.approx(tokens(run), rel=1e-9)
+        assert known.compiled.totals.uncached_tokens == pytest.approx(tokens(run, UNCACHED), rel=1e-9)
+    assert (known.compiled.measured.error_rate > 0) is (500 in api.get("faults", ()))
+
+
+def test_longer_rows_than_the_pilots_take_as_much_more():
+    """A pilot of short texts tells how tokens go with length: three times as long are three times as many."""
+    short = a_plan(texts())
+    long = short.replace(frame=short.frame.select(pl.concat_str(["text"] * 3)))
+    known = long.calibrate(ran(short))
+    assert known.compiled.totals.input_tokens == pytest.approx(tokens(ran(long)), rel=0.03)
 
 
 @pytest.mark.slow
@@ -91,19 +111,26 @@ def test_what_cannot_be_counted_or_learned_from():
 
 
 @pytest.fixture(scope="module")
-def known():
-    """Return a plan after a pilot of some rows, which also met limits that differ from the table's."""
+def pilot():
+    """Return a run of some rows, which also met limits that differ from the table's."""
     with simulator(tier=(70, 900_000, 90_000)) as api:
         plan = a_plan(reviews(30), tier="start", system=SYSTEM, max_tokens=1_024)
-        return plan.calibrate(finished(plan.head(10), api.client()))
+        return finished(plan.head(10), api.client())
 
 
-def test_a_pilot_tells_the_limits(known):
+@pytest.fixture(scope="module")
+def known(pilot):
+    """Return a plan of more rows after the pilot."""
+    return pilot.plan.replace(frame=reviews(30)).calibrate(pilot)
+
+
+def test_a_pilot_tells_the_limits(known, pilot):
     """A pilot's limits replace the table's for its tier; its bucket size is assumed for every tier."""
     limits, other = known.compiled.limits, known.replace(tier="build").compiled.limits
     assert limits.burst_seconds == other.burst_seconds > 1
     assert (limits.requests_per_minute, "headers" in limits.source) == (70, True)
     assert other.requests_per_minute == 5_000
+    assert known.replace(tier="build").calibrate(pilot).compiled.limits.requests_per_minute == 5_000
     assert known.replace(model="claude-sonnet-5-5").compiled.limits.source == "table of tier 'start'"
 
 

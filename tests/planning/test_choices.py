@@ -64,12 +64,13 @@ def test_the_card_says_what_the_next_tier_gains(given, note):
 
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_the_savings_of_a_plan_go_from_everything_plain_to_what_it_costs(mode):
-    """Every step begins where the previous one ended; the last ends at the price of the plan's mode."""
+    """Every step saves the difference of its ends and begins where the previous one ended."""
     mine = plan(frame=REPEATED, mode=mode, system=SYSTEM, cache=True)
     steps = mine.plot._saved([OPUS, SONNET, MODEL])
     assert steps.schema == prices.SAVINGS
     assert steps["strategy"].to_list() == ["model", "model", "deduplication", "cache", "batch"]
     assert steps["dollars_without"][1:].to_list() == steps["dollars_with"][:-1].to_list()
+    assert steps["dollars_saved"].equals(steps["dollars_without"] - steps["dollars_with"])
     assert steps["dollars_with"][-1] == pytest.approx(mine.options.filter(mode=mode)["dollars"].item())
     plain = plan(frame=REPEATED, model=OPUS, system=SYSTEM).options
     assert steps["dollars_without"][0] == pytest.approx(plain["dollars"][0] + plain["dollars_saved"][0])

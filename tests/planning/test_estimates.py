@@ -9,6 +9,7 @@ from predicted import HAIKU, OPUS, SONNET, case, ran, texts
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
+from claudescale.api import prices
 from claudescale.planning import estimates
 from claudescale.planning.estimates import OPTIONS
 
@@ -38,6 +39,34 @@ def test_a_cached_prefix_is_written_once():
     """A single row only writes it, which costs more than sending it; `test_calibration.py` has the reads."""
     one = a_plan(texts(1), system="Be a judge of parcels. " * 900)
     assert one.replace(cache=True).options["dollars"][0] > one.options["dollars"][0]
+
+
+def test_a_prefix_too_short_to_cache_costs_as_without_and_is_noted():
+    """The API would cache nothing: neither does the price, and the card says how much it takes."""
+    plan = a_plan(texts(9), system="Be a judge of parcels.")
+    cached = plan.replace(cache=True)
+    assert cached.options["dollars"].to_list() == plan.options["dollars"].to_list()
+    assert "Nothing is cached: all rows share about 9 tokens, and it takes" in repr(cached)
+
+
+def test_a_long_prompt_has_the_price_of_its_step():
+    """Above 100,000 tokens the whole request costs more; a short one beside it does not."""
+    long, short = (a_plan([text]) for text in ("a " * 200_000, "a"))
+    totals, price = long.compiled.totals, prices.price(long.compiled.model)
+    assert totals.input_tokens > price.steps[1].above_tokens > 0
+    paid = price.dollars(input_tokens=totals.input_tokens, output_tokens=totals.output_tokens)
+    assert long.options["dollars"][0] == pytest.approx(paid)
+    both = a_plan(["a " * 200_000, "a"]).options["dollars"][0]
+    assert both == pytest.approx(paid + short.options["dollars"][0])
+
+
+def test_share_and_concurrency_are_in_the_minutes():
+    """Half the limits take twice the time; one call at a time takes the sum of all latencies."""
+    usual, half = (auto(mode="live", share=share).options["minutes"][0] for share in (1.0, 0.5))
+    assert half == pytest.approx(2 * usual, rel=0.1)
+    alone = a_plan(reviews(200), concurrency=1)
+    assert alone.options["minutes"][0] == pytest.approx(200 * alone.compiled.expected.seconds / 60, rel=0.05)
+    assert alone.options["binding"][0] == "concurrency"
 
 
 def test_a_spend_limit_binds_where_the_dollars_are_above_it():
@@ -138,6 +167,9 @@ def test_what_cannot_be_met_names_what_can():
         auto(deadline=2).compiled.resolved()
     minutes = float(re.search(r"deadline=(\d+)", str(refused.value))[1])
     assert auto(deadline=minutes).compiled.resolved() == "live"
+    usual, slow = auto().options.filter(mode="live").select("minutes", "minutes_p90").row(0)
+    with pytest.raises(cs.errors.ImpossibleDeadline):
+        auto(deadline=(usual + slow) / 2).compiled.resolved()
     with pytest.raises(cs.errors.ImpossibleBudget, match=r"up to \$0\.\d+ in mode='live'"):
         auto(deadline=16, budget=2e-3).compiled.resolved()
     with pytest.raises(cs.errors.ImpossibleBudget, match=r"up to \$0\.\d+ in mode='batch'"):

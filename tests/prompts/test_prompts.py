@@ -148,6 +148,8 @@ def test_a_system_prompt_is_filled_for_each_row():
         said = f'Answer in {language} as {{"a": {{"b": 1}}, "c": {{}}}} or {{name}}.'
         assert json.loads(body)["system"] == said
     assert work.keys.null_count() == 1  # a null in its columns leaves a row unsent
+    alike = frame.with_columns(text=pl.lit("a"))
+    assert compiled("{text}", alike, system=system).work(alike, "api").keys.drop_nulls().n_unique() == 2
     assert work.prompt.shared_characters == 0
     assert work.prompt.sizes(frame.lazy()).equals(work.sizes)
     assert work.sizes["characters"].to_list() == [None, len(system) - 9, len(system) - 8]

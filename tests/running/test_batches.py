@@ -472,6 +472,19 @@ def test_stop_cancels_and_keeps_what_was_answered(tmp_path):
         paid_once(api, ended(the_plan(100), api, tmp_path / "l"), resumed=True)
 
 
+def test_a_run_that_is_stopped_before_it_begins_sends_nothing(real):
+    """Neither a batch nor the message that looks at a request before it."""
+
+    async def main():
+        run = the_plan(12).start(api.client(base_url=server.url), ledger=None, progress=False)
+        run.stop()
+        return await run
+
+    with quick() as api, Breaker(api.url, lambda _: None) as server:
+        assert asyncio.run(main()).state == "stopped"
+        assert not server.calls.keys() & {"message", "create"}
+
+
 @slow
 def test_rows_that_somebody_else_canceled_are_not_sent_again(tmp_path):
     """The results name them; the same cell sends them."""

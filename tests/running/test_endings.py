@@ -185,6 +185,14 @@ def test_an_outage_is_waited_out():
     assert sum(second < min(back) + 8 for second in back) > 50
 
 
+def test_after_an_outage_each_answer_calls_two_rows_back():
+    """Rows that wait a minute for their next try need not: all are answered as fast as the API bears them."""
+    no = answer(529)
+    engine = through_script(lambda call: no if 2 < call.seconds < 302 else GOOD, 300, seconds=0.5)
+    assert len(engine.finals) == 300
+    assert engine.seconds < 302 + 30
+
+
 def test_a_wait_that_the_api_asked_for_is_no_silence():
     """Failures before and after an hour-long refusal, or a night's sleep, are not an hour of failures."""
     failed = Verdict(outcome="overloaded", error="api_error")

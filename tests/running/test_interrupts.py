@@ -1,6 +1,7 @@
 """Ctrl-C in a script, stop() and leave(): calls in flight are awaited, and everything billed is kept."""
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -25,9 +26,10 @@ cs.Plan.start = remembered
 given = {"ledger": path, "progress": False}
 async def main():
     await plan.run(client, **given)
-for _ in range(int(times)):
-    # No frame is asked for: Polars would be interrupted in that thread, too.
-    interrupt_when(lambda: runs and runs[0].counts.answered > 50)
+# No frame is asked for: Polars would be interrupted in that thread, too.
+interrupt_when(lambda: runs and runs[0].counts.answered > 50)
+if times == "2":
+    interrupt_when(lambda: runs and runs[0].job.asked)
 match door:
     case "wait": cs.wait(plan.run(client, **given))
     case "asyncio": asyncio.run(main())
@@ -39,13 +41,14 @@ match door:
 def test_a_script_that_is_interrupted_ends_with_one_sentence(path, door, times):
     """It says how many rows are kept, where, and how to resume; the ledger has every billed row.
 
-    A second interrupt ends the wait at once, and the ledger is intact.
+    A second interrupt ends the wait at once, even if calls take minutes, and the ledger is intact.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with simulator() as api:
+    calls = itertools.count()
+    with simulator(latency=lambda *_: 0.2 if times == 1 or next(calls) < 100 else 3_000.0) as api:
         command = [sys.executable, "-c", SCRIPT, door, api.url, str(path), str(times)]
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=200
+            command, env=environment, capture_output=True, text=True, check=False, timeout=200 / times**2
         )
         with cs.Ledger(path) as ledger:
             billed, kept = api.stats["billed_rows"], ledger.attempts()["reply"].count()
@@ -78,6 +81,44 @@ def test_what_is_in_flight_is_awaited_and_kept(answered):
     assert run.state == "stopped"
     assert run.summary["missing"].item() == (run.results["error"] == "not_sent").sum() > 0
     assert "not kept, as there is no ledger" in run.kept
+
+
+def test_a_run_that_waits_for_anothers_rows_can_be_stopped(path):
+    """It ends at once, while the other goes on with the rows that it holds."""
+
+    async def main(api):
+        plan, given = a_plan(reviews(5)), {"ledger": path, "progress": False}
+        one = plan.start(api.client(), **given)
+        await until(lambda: api.stats["calls"] == 5)
+        other = plan.start(api.client(), **given)
+        await until(lambda: other.state == "running")
+        await asyncio.sleep(0.5)
+        other.stop()
+        async with asyncio.timeout(5):
+            await other
+        assert (other.state, one.state) == ("stopped", "running")
+        await one
+
+    with simulator(latency=100.0) as api:
+        asyncio.run(main(api))
+
+
+def test_a_wait_that_is_given_up_leaves_the_batches_at_the_api(path):
+    """A time-out around ``await run`` cancels no batch: the same plan collects it."""
+
+    async def main(api):
+        run = plan.start(api.client(), ledger=path, progress=False)
+        await until(lambda: api.stats["batches_created"])
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await run
+        return run.state
+
+    with simulator(speed=1_000, batch_seconds=3_000) as api:
+        plan = a_plan(reviews(4), mode="batch")
+        assert asyncio.run(main(api)) == "left"
+        assert finished(plan, api.client(), ledger=path).counts.answered == 4
+        assert api.stats["batches_created"] == 1
 
 
 def test_the_sentence_says_that_batches_continue_at_the_api(path):

@@ -5,7 +5,8 @@ import itertools
 import logging
 
 import pytest
-from engine import GOOD, LIMITS, LOST, answer, rows, through_desk, through_script
+import virtual
+from engine import GOOD, LIMITS, LOST, Engine, ScriptSend, answer, rows, through_desk, through_script
 
 TROUBLES = {
     "none": {},
@@ -116,6 +117,36 @@ def test_slow_answers_are_waited_for(usual, slow, max_tokens):
     assert engine.errors == {None: 100}
 
 
+def test_a_call_that_hung_has_twice_the_time_when_it_is_sent_again():
+    """One reply takes longer than is ever waited for at first: the second call of that row brings it."""
+    engine = hung(lambda _: GOOD, 100, seconds=lambda call: 100.0 if b"Row 70." in call.body else 0.5)
+    assert engine.errors == {None: 100, "timeout_error": 1}
+
+
+# between two tries
+
+
+def test_a_row_that_fails_waits_twice_as_long_each_time():
+    """From half a second on, less by chance; the others go on meanwhile."""
+    no = answer(500)
+    engine = through_script(lambda call: no if b"Row 5." in call.body and call.tries < 7 else GOOD, 300)
+    sent = sorted(at.sent_at for at in engine.attempts if at.key == rows(6)[5].key)
+    waits = [after - before - 1.0 for before, after in itertools.pairwise(sent)]
+    assert [0.24 * 2**n <= wait <= 0.51 * 2**n + 0.1 for n, wait in enumerate(waits)] == [True] * 6, waits
+
+
+def test_in_an_outage_no_more_rows_are_pulled_than_may_be_in_flight():
+    """Rows that wait for their next try count like calls under way."""
+    engines = []
+
+    def script(call):
+        if call.number == 40:
+            engines[0].live.stop()
+        return answer(500)
+
+    assert through_script(script, 1_000, before=engines.append, concurrency=5).rows_given <= 2 * 5 + 1
+
+
 # a prefix for the cache
 
 
@@ -154,6 +185,21 @@ def test_stop_waits_for_what_is_in_flight_and_for_nothing_else(status):
     assert engine.sent[-1] <= 20.5
     assert engine.seconds <= 21.5 + 1e-6
     assert engine.stopped_by is None
+
+
+def test_a_canceled_run_hands_every_permit_back():
+    """Whoever cancels it in the middle of its calls leaves nothing under way; `Engine.answer` looks."""
+
+    async def canceled():
+        engine = Engine(ScriptSend(lambda _: None), virtual.clock(), concurrency=5)
+        answering = asyncio.create_task(engine.answer(rows(20)))
+        await asyncio.sleep(5)
+        assert engine.pacer.in_flight == 5
+        answering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answering
+
+    virtual.run(canceled())
 
 
 # sleep

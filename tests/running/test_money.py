@@ -6,15 +6,18 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 from engine import GOOD, UNREACHABLE, through_desk, through_script, worst_dollars
-from running import a_plan, finished, reviews, simulator
+from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
+from claudescale.api import prices
 from claudescale.api.answers import Answer
 from claudescale.ledger.store import Store
+from claudescale.running.job import Job
 
 
 @pytest.fixture
@@ -52,6 +55,24 @@ def test_what_a_lost_call_takes_from_the_budget():
     assert unpriced.stopped_by == "budget"
     hung = through_script(lambda call: None if call.number == 50 else GOOD, 100, budget_dollars=1.0)
     assert hung.job.purse.gone == pytest.approx(hung.dollars + worst, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("mode", "cache", "kind"),
+    [
+        ("live", False, "input"),
+        ("live", True, "cache_write_5m_input"),
+        ("batch", True, "cache_write_1h_input"),
+    ],
+)
+def test_the_worst_case_of_a_row_is_the_dearest_it_can_become(mode, cache, kind):
+    """Each row may write a cached prompt, be answered in the US, and have a thousand tokens of the API's."""
+    job = Job(
+        a_plan(reviews(1), mode=mode, system="Be brief.", cache=cache), SimpleNamespace(middleware=()), None
+    )
+    worst = job.with_worst(pl.DataFrame({"most_tokens": [500]}), mode)["worst_dollars"].item()
+    price = prices.price(MODEL, mode=mode, inference_geo="us")
+    assert worst == pytest.approx(price.dollars(**{f"{kind}_tokens": 1_500, "output_tokens": 64}))
 
 
 def test_a_refusal_without_output_costs_nothing():

@@ -68,14 +68,19 @@ def test_slices_stay_few_and_tokens_count_when_they_are_answered():
 # when it ends
 
 
-def ends(made, rows, minutes=0.0, *, tokens=50.0, in_flight=0):
-    """Return when a run over these rows, or rows of that many tokens, ends, with at most 4 in flight."""
-    job = Job(a_plan(reviews(rows), tier=LIMITS), types.SimpleNamespace(middleware=()), None)
+def a_job(made, rows, minutes=0.0, *, tokens=50.0, in_flight=0, **options):
+    """Return a job over these rows, or rows of that many tokens, with at most 4 calls in flight."""
+    job = Job(a_plan(reviews(rows), tier=LIMITS, **options), types.SimpleNamespace(middleware=()), None)
     job.meter = made
     job.pacer = types.SimpleNamespace(limits=LIMITS, in_flight=in_flight, window=4)
     job.missing = pl.DataFrame({"estimated_tokens": [tokens] * rows if isinstance(tokens, float) else tokens})
     job.started_at, job._ended_at = 1.0, 1.0 + minutes * 60
-    return job.ends
+    return job
+
+
+def ends(*given, **options):
+    """Return when such a run ends."""
+    return a_job(*given, **options).ends
 
 
 def test_the_time_left_is_first_that_of_the_plan_and_then_what_was_measured():
@@ -107,6 +112,14 @@ def test_what_holds_a_run_back_is_in_the_time_left():
     assert ends(made, 600, 1.0).latest_minutes == pytest.approx(540 / 60)
     assert ends(made, 600, 1.0).usual_minutes < 1
     assert ends(made, 600, 10.0).latest_minutes == math.inf
+
+
+def test_a_hybrid_goes_live_as_late_as_the_rest_is_still_in_time_nine_times_in_ten():
+    """Live calls, as slow as they may be, and the cancel before them end at the deadline."""
+    job = a_job(meter(6_000), 6_000, mode="hybrid", deadline=600)
+    slow, wait = job.ends.latest_minutes, (job.switch_at() - job.started_at) / 60
+    assert wait + estimates.CANCEL_MINUTES + slow == pytest.approx(600)
+    assert slow > job.ends.usual_minutes > 30
 
 
 # the log, and rates by the minute

@@ -195,4 +195,5 @@ def test_the_card_says_what_failed_and_what_to_type():
         ):
             assert words in shown
         retried = finished(plan.retry(run, max_tokens=LONG), api.client())
+        assert "retry" not in repr(retried).splitlines()[-1]  # only refusals are left
     assert "18 requests taken over; 2 calls" in repr(retried)

@@ -1,5 +1,6 @@
 """Keys and texts stay private, and the content of data and replies is displayed as text, never run."""
 
+import asyncio
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+import canned
 import polars as pl
 import pytest
 from batch_runs import quick
@@ -17,6 +19,7 @@ from breaking import Breaker
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
+from claudescale.api.client import Wire
 
 KEY = "sk-ant-api03-not_a_real_key_0123456789abcdefXYZ"
 BARE = "7f3c1bd09e8a4c55b1f0d2a96e77aa10"  # for a gateway, in no known form
@@ -91,6 +94,23 @@ def test_keys_and_texts_are_not_shown(tmp_path, mode, key, status, logged):
     assert key not in "\n".join([*held, pl.read_parquet(tmp_path / "e.parquet").write_json()])
     for file in tmp_path.iterdir():
         assert key.encode() not in file.read_bytes()
+
+
+def test_a_key_that_a_gateway_repeats_is_not_passed_on():
+    """Whatever a key looks like: it is taken out of the words of an error, which are kept."""
+    secret = "gateway-token-0123456789"
+    no = canned.error("invalid_request_error", f"Unknown team of {secret}.")
+
+    async def sent(client):
+        wire = Wire(client)
+        try:
+            return await wire.send(b"{}")
+        finally:
+            await wire.close()
+
+    with canned.Canned(lambda *_: (400, {}, no)) as server:
+        answer = asyncio.run(sent(cs.connect(api_key=secret, base_url=server.url)))
+    assert b"Unknown team of ...." in answer.content
 
 
 def test_an_error_of_connect_holds_no_key(monkeypatch):

@@ -152,6 +152,16 @@ def test_a_burst_is_called_a_burst(requests, limit, words):
     assert repr(charts.throughput(slices(*requests), requests_per_minute=limit)) == words
 
 
+def test_calls_that_were_refused_are_signs_in_their_slice():
+    """One sign for each slice with refusals, and their number in the title."""
+    refused = charts.throughput(slices(900, 950, refused=3), requests_per_minute=1_000)
+    signs = [layer for layer in refused.to_dict()["layer"] if layer["mark"]["type"] == "point"]
+    assert len(signs) == 1
+    shown = refused.to_dict()["datasets"][signs[0]["data"]["name"]]
+    assert sum(row["refused"] for row in shown) > 0
+    assert f"; {sum(row['refused'] for row in shown):.0f} calls refused" in repr(refused)
+
+
 def test_a_limit_is_a_labelled_line_and_far_away_only_a_label():
     """Ten calls under a limit of 50,000 are still visible: the axis ends near the calls."""
     near, far = (charts.throughput(slices(900), requests_per_minute=limit) for limit in (1_000, 50_000))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from running import a_plan, reviews
 
 import claudescale as cs
+from claudescale.api import client as wire
 from claudescale.planning.plans import PARAMETERS
 from claudescale.widgets import pick as module
 
@@ -63,6 +64,16 @@ def test_the_line_of_code_makes_the_plan_that_was_picked(beginning, changes):
     assert (picker.code == "plan") is (picker.plan is given)
 
 
+def test_picking_asks_nobody_and_starts_nothing(monkeypatch):
+    """Every control is changed, and no run is started, no client made and no request sent."""
+    spent = []
+    for owner, name in ((cs.Plan, "start"), (wire, "connect"), (wire.Wire, "ask")):
+        monkeypatch.setattr(owner, name, lambda *_, name=name, **__: spent.append(name))
+    picker = pick(BEGINNINGS["plain"], tier="build", mode="hybrid", deadline="90", budget="5", cache=True)
+    picker.controls["max_tokens"].value = 100
+    assert (picker.code.count("="), spent) == (7, [])
+
+
 def test_the_line_is_what_one_would_type():
     """It has double quotes, whole amounts as integers, and nothing unchanged; and back again."""
     choices = {"model": "claude-sonnet-5-5", "tier": "build", "deadline": " $1,200 ", "mode": "hybrid"}
@@ -72,6 +83,7 @@ def test_the_line_is_what_one_would_type():
     )
     for name, value in {"model": "claude-haiku-5-5", "tier": "start", "mode": "live", "deadline": ""}.items():
         picker.controls[name].value = value
+        assert getattr(picker.plan, name) == getattr(BEGINNINGS["plain"], name)
     assert picker.code == "plan"
 
 

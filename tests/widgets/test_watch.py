@@ -38,6 +38,45 @@ def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
     assert requests()[0] == []
 
 
+def test_a_run_with_a_share_is_drawn_against_its_share_of_the_limits():
+    """Half the limits are the line that it must keep below."""
+    with simulator() as api:
+        run = finished(a_plan(reviews(3), share=0.5), api.client())
+    half = f"limit {run.limits.requests_per_minute / 2:,.0f}"
+    picture = Watch(run)._picture()["application/vnd.vegalite.v5+json"]
+    assert half in picture["vconcat"][0]["title"]["text"]
+
+
+def test_what_a_watcher_takes_is_imported_before_the_first_call(monkeypatch):
+    """In a notebook a run prepares for being watched when it is made, not while calls are in flight."""
+    prepared = []
+    monkeypatch.setattr(loops, "in_notebook", lambda: True)
+    monkeypatch.setattr(watch, "prepare", lambda: prepared.append("imports"))
+    with simulator() as api:
+        run = a_plan(reviews(3)).start(api.client(), ledger=None, progress=False)
+        assert prepared == ["imports"]
+        cs.wait(run)
+
+
+def test_a_watcher_that_is_closed_follows_no_longer(monkeypatch):
+    """The run goes on, and nothing of the watcher is left in the background."""
+    monkeypatch.setattr(watch, "LINE_SECONDS", 0.2)
+
+    async def watched(api):
+        run = a_plan(reviews(50), concurrency=1).start(api.client(), ledger=None, progress=False)
+        watcher = cs.watch(run)
+        await until(lambda: watcher.refreshes)
+        watcher.close()
+        async with asyncio.timeout(5):
+            await until(lambda: not any(one.name == "claudescale-watch" for one in threading.enumerate()))
+        await until(lambda: run.state == "running")
+        run.stop()
+        await run
+
+    with simulator(latency=10.0) as api:
+        asyncio.run(watched(api))
+
+
 def test_only_a_run_can_be_watched():
     """Anything but a run or a limited client is refused with what to type."""
     with pytest.raises(TypeError, match=r"plan\.start\(client\).*cs\.limit\(client\).*not this str"):
