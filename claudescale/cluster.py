@@ -25,7 +25,6 @@ from claudescale import loops
 from claudescale.api.answers import Verdict
 from claudescale.api.client import has_own_transport
 from claudescale.errors import ClaudescaleError, PlanError
-from claudescale.pacing.pacer import Pacer
 from claudescale.running.job import Job, Purse
 from claudescale.running.live import Live
 
@@ -115,13 +114,7 @@ async def _answer(part: Part, stop: Event) -> Outcome:
     plan, job = part.plan, PartJob(part)
     try:
         await job.open()
-        pacer = Pacer(
-            part.limits,
-            clock=job.clock,
-            share=plan.share,
-            concurrency=plan.concurrency,
-            output_tokens=min(plan.compiled.expected.output_tokens, float(plan.max_tokens)),
-        )
+        pacer = job.new_pacer(part.limits)
         live = Live(job, pacer, warm=part.warm)
         heeding = asyncio.ensure_future(_heed(stop, live))
         await live.answer(_each(part.rows))

@@ -336,9 +336,12 @@ class Limiter:
         is_canceled = answer.failure == "canceled"
         meaning = Verdict(outcome="failed", error="canceled") if is_canceled else verdict(answer)
         message = meaning.reply or answer.partial
-        call.model.pacer.settle(call.permit, _outcome(call, answer, meaning, message))
+        usage, facts = usage_of(message), answer_of(message)
+        call.model.pacer.settle(call.permit, _outcome(call, answer, meaning, message, usage))
         error = None if meaning.outcome == "answered" else meaning.error
-        dollars = _dollars(message, call.model.price)
+        dollars, price = 0.0, call.model.price
+        if message is not None and not is_free(message):
+            dollars = math.nan if price is None else prices.answer_dollars(price, usage, facts)
         self.requests += 1
         self.dollars += dollars
         if error is None:
@@ -357,13 +360,19 @@ class Limiter:
             "dollars": dollars,
             "simulated": self.api.simulated,
         }
-        row |= usage_of(message) | answer_of(message)
+        row |= usage | facts
         self._calls.append([row[name] for name in CALLS])
 
 
-def _outcome(call: _Call, answer: Answer, meaning: Verdict, message: Mapping[str, Any] | None) -> Outcome:
+def _outcome(
+    call: _Call,
+    answer: Answer,
+    meaning: Verdict,
+    message: Mapping[str, Any] | None,
+    usage: Mapping[str, int],
+) -> Outcome:
     """Return the outcome of an ended call, for the pacer."""
-    is_canceled, usage = answer.failure == "canceled", usage_of(message)
+    is_canceled = answer.failure == "canceled"
     kind = kind_of(meaning, answer.status)
     input_tokens = float(sum(usage[name] for name in prices.UNCACHED_COLUMNS))
     output_tokens = float(usage["output_tokens"])
@@ -373,15 +382,6 @@ def _outcome(call: _Call, answer: Answer, meaning: Verdict, message: Mapping[str
         output_tokens = max(output_tokens, call.model.pacer.expected_output_tokens)
     readings = read_headers(answer.headers)
     return Outcome(kind, readings, input_tokens, output_tokens, typical=not is_canceled)
-
-
-def _dollars(message: Mapping[str, Any] | None, price: prices.Price | None) -> float:
-    """Return the cost of a call; NaN if it is unknown."""
-    if message is None or is_free(message):
-        return 0.0
-    if price is None:
-        return math.nan
-    return prices.answer_dollars(price, usage_of(message), answer_of(message))
 
 
 def _characters(part: Any) -> float:

@@ -24,6 +24,7 @@ from claudescale.errors import FileChanged, LedgerError, UnknownModel
 from claudescale.ledger.records import ATTEMPTS, OPEN, Attempt
 from claudescale.ledger.store import Store
 from claudescale.pacing.middleware import unlimited
+from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
 from claudescale.running.batches import Batches
 from claudescale.running.meter import Meter
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from claudescale.api.client import Api
     from claudescale.api.limits import Limits
-    from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
     from claudescale.prompts.requests import Work
     from claudescale.running.batch_rules import Expected
@@ -282,6 +282,17 @@ class Job:
     def limits(self) -> Limits:
         """The limits in force: those of the table, or those that the API's answers report."""
         return self.pacer.limits if self.pacer else self.plan.compiled.limits
+
+    def new_pacer(self, limits: Limits) -> Pacer:
+        """Return a pacer for the live calls of this plan that starts from these limits."""
+        plan = self.plan
+        return Pacer(
+            limits,
+            clock=self.clock,
+            share=plan.share,
+            concurrency=plan.concurrency,
+            output_tokens=min(plan.compiled.expected.output_tokens, float(plan.max_tokens)),
+        )
 
     def hear(self) -> None:
         """Pass a request to stop or leave on to the senders, on the loop's thread."""

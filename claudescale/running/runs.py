@@ -22,7 +22,6 @@ from claudescale.api.answers import STOPPING_ERRORS
 from claudescale.api.client import check_client, current
 from claudescale.errors import FileChanged, LedgerError, PlanError, RunStopped, refuse
 from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
-from claudescale.pacing.pacer import Pacer
 from claudescale.prompts.retry import last_failures
 from claudescale.running import meter, run_views
 from claudescale.running.job import Job
@@ -187,13 +186,7 @@ class Run(Shown):
             job.live = self._cluster(job)
             job.pacer = job.live.pacer
         else:
-            job.pacer = job.pacer or Pacer(
-                plan.compiled.limits,
-                clock=job.clock,
-                share=plan.share,
-                concurrency=plan.concurrency,
-                output_tokens=min(plan.compiled.expected.output_tokens, float(plan.max_tokens)),
-            )
+            job.pacer = job.pacer or job.new_pacer(plan.compiled.limits)
             job.live = Live(job, job.pacer, warm=plan.cache and rows.height > 1)
         async with aclosing(job.rows(rows)) as given:
             await job.live.answer(given)
