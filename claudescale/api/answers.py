@@ -264,7 +264,7 @@ def _is_count(count: int | None) -> bool:
     return count is not None and 0 <= count <= MOST_TOKENS
 
 
-def read_object(content: bytes) -> dict[str, Any]:
+def read_object(content: bytes | str) -> dict[str, Any]:
     """Return the JSON object in `content`; an empty one where there is none."""
     try:
         body = json.loads(content)

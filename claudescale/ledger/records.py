@@ -7,6 +7,8 @@ import os
 import sys
 import time
 import uuid
+from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
@@ -169,29 +171,39 @@ RECORDS = pl.Schema({**ATTEMPTS, "final": pl.Boolean()})
 
 _FIELDS = [*_kinds(Attempt).values(), (bool,)]  # of a row
 _ACCEPTED: list[Any] = [(*kinds, int) if float in kinds else kinds for kinds in _FIELDS]
+_texts = itemgetter(*(place for place, kinds in enumerate(_FIELDS) if str in kinds))
+_numbers = itemgetter(*(place for place, kinds in enumerate(_FIELDS) if int in kinds))
 _STORED = {**RECORDS, "sent_at": pl.Int64(), "simulated": pl.Int64(), "final": pl.Int64()}
 
 
 def row(attempt: Attempt, run: str, *, final: bool) -> tuple[Any, ...]:
     """Return an attempt as a row of the file; raise TypeError if it cannot be stored."""
-    # Neither a file nor a frame can hold a lone surrogate.
-    values = tuple(
-        value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if type(value) is str and not value.isascii()
-        else value
-        for value in (attempt.key, run, *attempt[2:], final)
-    )
-    small = all(abs(value) < 1 << 63 for value in values if isinstance(value, int))
-    if not (small and all(map(isinstance, values, _ACCEPTED)) and math.isfinite(attempt.seconds)):
+    values = (attempt.key, run, *attempt[2:], final)
+    are_valid = _are_of_their_fields(*map(type, values)) and math.isfinite(attempt.seconds)
+    if not are_valid or max(map(abs, filter(None, _numbers(values))), default=0) >= 1 << 63:
         msg = "this is no attempt: a value is not of its field's type"
         raise TypeError(msg)
+    try:
+        "".join(filter(None, _texts(values))).encode()
+    except UnicodeEncodeError:  # neither a file nor a frame can hold a lone surrogate
+        return tuple(_without_surrogates(value) if isinstance(value, str) else value for value in values)
     return values
 
 
-def rows(attempts: pl.DataFrame, run: str) -> list[tuple[Any, ...]]:
-    """Return a frame of `RECORDS` as rows of the file."""
+def _without_surrogates(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+@cache
+def _are_of_their_fields(*kinds: type) -> bool:
+    """Whether values of these types may be stored in a row."""
+    return all(map(issubclass, kinds, _ACCEPTED))
+
+
+def stored(attempts: pl.DataFrame, run: str) -> pl.DataFrame:
+    """Return a frame of `RECORDS` with the values that the file holds."""
     moment = pl.col("sent_at").cast(pl.Int64) / 1e6
-    return attempts.select(*RECORDS).with_columns(moment, run=pl.lit(run)).rows()
+    return attempts.select(*RECORDS).with_columns(moment, run=pl.lit(run))
 
 
 def frame(table: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pl.DataFrame:

@@ -116,14 +116,21 @@ class Store:
         """Queue an attempt, which is on disk a moment later; raise the error of an earlier write."""
         self._stay()
         self._queue.append(records.row(attempt, self.run, final=final))
-        self._wake.set()
+        if not self._wake.is_set():  # setting it takes longer
+            self._wake.set()
         if self._failure is not None:
             raise type(self._failure)(str(self._failure)) from self._failure
 
     def extend(self, attempts: pl.DataFrame) -> None:
-        """Return when many attempts, given as `RECORDS`, are on disk."""
-        self._queue.extend(records.rows(attempts, self.run))
-        self.sync()
+        """Return when many attempts, given as `RECORDS`, are on disk; they stay queued if that fails."""
+        stored = records.stored(attempts, self.run)
+        try:
+            with self._writing() as connection:
+                for part in stored.partition_by("final", maintain_order=True):
+                    _insert(connection, part)
+        except LedgerError:
+            self._queue.extend(stored.rows())
+            raise
 
     def sync(self) -> None:
         """Return when everything recorded so far is on disk; raise LedgerError if it cannot be written."""
@@ -355,6 +362,16 @@ def _close_all() -> None:
             store.close()
         except LedgerError as error:
             sys.stderr.write(f"claudescale: a ledger could not be closed: {error}\n")
+
+
+def _insert(connection: sqlite3.Connection, attempts: pl.DataFrame) -> None:
+    """Write many attempts; short values that all of them share stand in the statement, as binding is slow."""
+    short = attempts.drop("key", "reply")
+    shared = short.select(column.name for column in short if column.eq_missing(column.first()).all())
+    quoted = [connection.execute("SELECT quote(?)", [value]).fetchone()[0] for value in shared.row(0)]
+    values = dict.fromkeys(RECORDS, "?") | dict(zip(shared.columns, quoted, strict=True))
+    insert = f"INSERT INTO attempts ({', '.join(values)}) VALUES ({', '.join(values.values())})"
+    connection.executemany(insert, attempts.drop(shared.columns).rows())
 
 
 def read(connection: sqlite3.Connection, columns: Collection[str], where: str, given: Any) -> pl.DataFrame:

@@ -10,11 +10,9 @@ from collections import Counter
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
-from pydantic_core import from_json
 
 from claudescale.api import answers, catalog, prices
 from claudescale.api.answers import MOST_TOKENS, NO_ENDPOINT, Verdict, dig, read_object, verdict
@@ -224,18 +222,33 @@ def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
 
 # result lines as attempts
 
-# A reply in the API's usual form takes a fast path. Any other line (an error, a refusal, a tool call, damage)
-# is read by the rules of `answers`, like a live answer. Both paths give the same row.
+# Polars decodes many lines at once. Any line but a complete text reply (an error, a refusal, a tool
+# call, damage) is read by the rules of `answers`, like a live answer. Both ways give the same row.
 
+_SLICE_ROWS = 2_000  # decoded at once; with more, each row takes longer
 _MISSING = "The batch has no result for this row. It may have been paid for."
-_TEXTS = ("key", "error", "message", "request_id", "stop_reason", "reply")
-_COLUMNS = (*_TEXTS, *USAGE, *ANSWERED, "refusal_category", "final", "free")
-_READ = pl.Schema({name: ATTEMPTS.get(name, pl.Boolean()) for name in _COLUMNS})
-_USUAL_ENDS = {"end_turn", "stop_sequence"}
-_INNER = (
-    ("cache_creation", "ephemeral_1h_input_tokens"),
-    ("output_tokens_details", "thinking_tokens"),
-    ("server_tool_use", "web_search_requests"),
+_ABSENT = ("error", "message", "request_id", "refusal_category")  # from a complete reply
+_COLUMNS = ("key", "stop_reason", "reply", *_ABSENT, *USAGE, *ANSWERED, "final", "free")
+_READ = pl.Schema({"line": pl.UInt32()} | {name: ATTEMPTS.get(name, pl.Boolean()) for name in _COLUMNS})
+_TEXT, _COUNT = pl.String(), pl.Int64()
+_INNER = {
+    "cache_creation": pl.Struct({"ephemeral_1h_input_tokens": _COUNT}),
+    "output_tokens_details": pl.Struct({"thinking_tokens": _COUNT}),
+    "server_tool_use": pl.Struct({"web_search_requests": _COUNT}),
+}
+_NEEDED = ["input_tokens", "output_tokens"]
+_CACHED = ["cache_creation_input_tokens", "cache_read_input_tokens"]
+_OPTIONAL = [*_CACHED, *(field.name for struct in _INNER.values() for field in struct.fields)]
+_OUTER = dict.fromkeys(_NEEDED + _CACHED, _COUNT) | {"inference_geo": _TEXT, "speed": _TEXT}
+_USAGE = pl.Struct({**_OUTER, **_INNER})
+_CONTENT = pl.List(pl.Struct({"type": _TEXT, "text": _TEXT}))
+_REPLY = pl.Struct({"model": _TEXT, "stop_reason": _TEXT, "content": _CONTENT, "usage": _USAGE})
+_LINE = pl.Struct({"custom_id": _TEXT, "result": pl.Struct({"type": _TEXT, "message": _REPLY})})
+"""The fields of a reply's line; Polars leaves out all others."""
+_DECODED = pl.Schema({"line": pl.UInt32(), "text": _LINE})
+# Values that Polars would convert: to text, to a whole number, or half a character to a null character.
+_CONVERTED = (
+    r'"(text|model|speed|inference_geo)"\s*:\s*[-\dtf]|_(tokens|requests)"\s*:\s*([tf]|-?\d+[.eE])|\\u[dD]'
 )
 
 
@@ -262,18 +275,16 @@ def attempts(block: bytes, batch: Batch, price: Price, *, trusted: bool, **same:
         `RECORDS`, one row per line, in the order of the lines. Unreadable lines and lines of other batches
         are left out.
     """
-    suffix, begun = f"-{batch.nonce}", batch.created_at or batch.intended_at
+    begun = batch.created_at or batch.intended_at
     price = price.at(datetime.fromtimestamp(begun, UTC))
-    lines = [row for line in block.split(b"\n") if (row := _row(line, suffix, trusted=trusted)) is not None]
-    columns = zip(*lines, strict=True) if lines else [()] * len(_READ)
-    read = pl.DataFrame([pl.Series(*column) for column in zip(_READ, columns, _READ.dtypes(), strict=True)])
+    read = _read(block, f"-{batch.nonce}", trusted=trusted)
     names = read["answering_model"].unique().drop_nulls()
     words = {name: said for name in names if (said := prices.unpriced(price, name))}
     unpriced = pl.col("answering_model").replace_strict(words, default=None, return_dtype=pl.String)
     same |= {"mode": "batch", "status": None, "batch_id": batch.batch_id, "sent_at": round(begun * 1e6)}
     same["seconds"] = (batch.ended_at or begun) - begun
     return read.select(
-        *set(_READ) - {"message", "free"},
+        *set(_READ) - {"line", "message", "free"},
         message=pl.coalesce("message", unpriced),
         dollars=pl.when("free").then(0.0).otherwise(prices.answers_dollars(price, read)),
         **{name: pl.lit(value).cast(ATTEMPTS[name]) for name, value in same.items()},
@@ -295,17 +306,23 @@ def missing_lines(keys: Iterable[str], nonce: str) -> bytes:
     return "\n".join(f'{{"custom_id":"{key}-{nonce}","result":{result}}}' for key in keys).encode()
 
 
-def _row(line: bytes, suffix: str, *, trusted: bool) -> tuple[object, ...] | None:
-    """Return a row of `_READ`; None if the line is not a result of this batch."""
+def _read(block: bytes, suffix: str, *, trusted: bool) -> pl.DataFrame:
+    """Return `_READ` of the lines that are results of this batch, in their order."""
     try:
-        row = _usual_row(from_json(line, cache_strings="keys"), suffix)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        row = None
-    return row or _any_row(read_object(line), suffix, trusted=trusted)
+        texts = pl.Series("text", block.split(b"\n")).cast(pl.String)
+    except pl.exceptions.ComputeError:  # a byte is damaged
+        texts = pl.Series("text", block.decode("utf-8", "replace").split("\n"))
+    lines = texts.to_frame().with_row_index("line").filter(pl.col("text") != "")
+    decoded = pl.concat([_DECODED.to_frame(), *map(_decoded, lines.iter_slices(_SLICE_ROWS))])
+    usual = _usual_rows(decoded, suffix)
+    others = lines.join(usual, on="line", how="anti", maintain_order="left").rows()
+    read = [(line, *row) for line, text in others if (row := _any_row(text, suffix, trusted=trusted))]
+    return pl.concat([usual, pl.DataFrame(read, schema=_READ, orient="row")]).sort("line")
 
 
-def _any_row(body: dict[str, Any], suffix: str, *, trusted: bool) -> tuple[object, ...] | None:
-    """Return the row for any line, read by the rules for live answers."""
+def _any_row(line: str, suffix: str, *, trusted: bool) -> tuple[object, ...] | None:
+    """Return the row for any line, read by the rules for live answers; None if it is not of this batch."""
+    body = read_object(line)
     custom_id, result = dig(str, body, "custom_id"), dig(dict, body, "result") or {}
     if custom_id is None or not custom_id.endswith(suffix):
         return None
@@ -322,37 +339,45 @@ def _any_row(body: dict[str, Any], suffix: str, *, trusted: bool) -> tuple[objec
         "final": meaning.final and (answered or trusted),
         "free": answers.is_free(message),
     }
-    return tuple(_storable(row[name]) for name in _READ)
+    return tuple(_storable(row[name]) for name in _COLUMNS)
 
 
-def _usual_row(body: dict[str, Any], suffix: str) -> tuple[object, ...] | None:
-    """Return the row for a complete text reply; return None or raise if anything is unusual."""
-    custom_id, result = body["custom_id"], body["result"]
-    message = result["message"]
-    usage, content, stop_reason = message["usage"], message["content"], message["stop_reason"]
-    kinds = [part["type"] for part in content]
-    reply = "".join([part["text"] for part in content if part["type"] == "text"])
-    hour, thinking, searches = [(usage.get(outer) or {}).get(name) or 0 for outer, name in _INNER]
-    written, read = usage.get("cache_creation_input_tokens") or 0, usage.get("cache_read_input_tokens") or 0
-    counts = usage["input_tokens"], written, hour, read, usage["output_tokens"], thinking, searches
-    names = message["model"], usage.get("inference_geo"), usage.get("speed")
-    usual = (
-        result["type"] == "succeeded"
-        and custom_id.endswith(suffix)
-        and reply
-        and stop_reason in _USUAL_ENDS
-        and "tool_use" not in kinds
-        and {*map(type, counts)} == {int}
-        and min(counts) >= 0
-        and max(counts) <= MOST_TOKENS
-        and hour <= written
-        and {*map(type, names)} <= {str, NoneType}
+def _decoded(lines: pl.DataFrame) -> pl.DataFrame:
+    """Return lines as `_DECODED`, without those that Polars cannot decode faithfully."""
+    plain = lines.filter(~pl.col("text").str.contains(_CONVERTED))
+    try:
+        return plain.select("line", pl.col("text").str.json_decode(_LINE))
+    except pl.exceptions.PolarsError:  # one is damaged
+        return _DECODED.to_frame()
+
+
+def _usual_rows(decoded: pl.DataFrame, suffix: str) -> pl.DataFrame:
+    """Return `_READ` of the decoded lines that are complete text replies of this batch."""
+    kind, text = pl.element().struct.field("type"), pl.element().struct.field("text")
+    read = decoded.unnest("text").unnest("result").unnest("message").unnest("usage").unnest(*_INNER)
+    read = read.with_columns(
+        pl.col(_OPTIONAL).fill_null(0),
+        reply=pl.col("content").list.eval(text.filter(kind == "text")).list.join(""),
+        calls_tool=pl.col("content").list.eval(kind == "tool_use").list.any(),
     )
-    if not usual:
-        return None
-    tokens = counts[0], written - hour, *counts[2:6]
-    key = custom_id.removesuffix(suffix)
-    return key, None, None, None, stop_reason, reply, *tokens, *names, searches, None, True, False
+    hour, written = pl.col("ephemeral_1h_input_tokens"), pl.col("cache_creation_input_tokens")
+    usual = (
+        (pl.col("type") == "succeeded")
+        & pl.col("custom_id").str.ends_with(suffix)
+        & (pl.col("reply") != "")
+        & pl.col("stop_reason").is_in(["end_turn", "stop_sequence"])
+        & ~pl.col("calls_tool")
+        & pl.all_horizontal(pl.col(_NEEDED + _OPTIONAL).is_between(0, MOST_TOKENS))
+        & (hour <= written)
+    )
+    renamed = {"cache_write_1h_input_tokens": hour, "cache_write_5m_input_tokens": written - hour}
+    absent = dict.fromkeys(_ABSENT, pl.lit(None, _TEXT))
+    return (
+        read.filter(usual)
+        .with_columns(key=pl.col("custom_id").str.strip_suffix(suffix), answering_model="model")
+        .with_columns(**renamed, **absent, final=pl.lit(value=True), free=pl.lit(value=False))
+        .select(*_READ)
+    )
 
 
 def _storable(value: object) -> object:

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from claudescale.api.answers import read_object
 from claudescale.api.prices import price
 from claudescale.ledger.records import RECORDS, Batch
 from claudescale.running import batch_rules
@@ -146,7 +145,6 @@ def test_what_a_reply_says_and_counts(result, reply, tokens):
         b"[" * 100_000,
         PLAIN[:-1],
         PLAIN + b"," + PLAIN,
-        PLAIN.replace(b"fine", b"\xff"),
         row(succeeded("a"), custom_id=f"{KEY}-000000000000"),
         row(succeeded("a"), custom_id=5),
         {"result": succeeded("a")},
@@ -156,6 +154,11 @@ def test_what_is_unreadable_or_of_another_is_left_out(line):
     """A broken or foreign line gives no row, and its neighbors are unaffected."""
     assert read(line).height == 0
     assert read(PLAIN, line, PLAIN).equals(read(PLAIN, PLAIN))
+
+
+def test_a_damaged_byte_costs_one_character():
+    """The rest of a reply that was paid for is kept."""
+    assert read(PLAIN.replace(b"fine", b"f\xffne"))["reply"].item() == "f\ufffdne"
 
 
 USUAL = [
@@ -223,15 +226,21 @@ EDGES = [
 @given(st.lists(spoiled() | st.binary(max_size=40), max_size=3))
 def test_any_lines_give_a_frame_and_both_ways_agree(lines):
     """The quick and the careful parser agree on any damaged line, whatever lines surround it."""
-    lines = [line.replace(b"\n", b"") for line in lines]
-    suffix = f"-{NONCE}"
-    assert all(batch_rules._usual_row(row(result), suffix) for result in USUAL)  # the quick way
-    careful = [batch_rules._any_row(read_object(line), suffix, trusted=True) for line in lines]
-    assert [batch_rules._row(line, suffix, trusted=True) for line in lines] == careful
-    found = read(*lines)
-    assert found.schema == RECORDS
-    assert found["key"].to_list() == [each[0] for each in careful if each is not None]
-    assert found.equals(pl.concat([RECORDS.to_frame(), *(read(line) for line in lines)]))
+    suffix, lines = f"-{NONCE}", [line.replace(b"\n", b"") for line in lines]
+    for block in (lines, *([line] for line in lines)):
+        texts = [line.decode("utf-8", "replace") for line in block]
+        careful = [batch_rules._any_row(text, suffix, trusted=True) for text in texts]
+        found = batch_rules._read(b"\n".join(block), suffix, trusted=True)
+        assert found.drop("line").rows() == [each for each in careful if each is not None]
+    assert read(*lines).schema == RECORDS
+
+
+def test_usual_replies_are_read_the_quick_way():
+    """Polars alone reads every complete reply, and nothing else."""
+    texts = [json.dumps(row(result)) for result in USUAL + OTHER]
+    lines = pl.DataFrame({"line": range(len(texts)), "text": texts}, {"line": pl.UInt32, "text": pl.String})
+    usual = batch_rules._usual_rows(batch_rules._decoded(lines), f"-{NONCE}")
+    assert usual["line"].to_list() == [*range(len(USUAL))]
 
 
 @pytest.mark.parametrize(
