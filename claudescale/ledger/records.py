@@ -185,13 +185,16 @@ def row(attempt: Attempt, run: str, *, final: bool) -> tuple[Any, ...]:
         raise TypeError(msg)
     try:
         "".join(filter(None, _texts(values))).encode()
-    except UnicodeEncodeError:  # neither a file nor a frame can hold a lone surrogate
-        return tuple(_without_surrogates(value) if isinstance(value, str) else value for value in values)
+    except UnicodeEncodeError:
+        return tuple(map(storable, values))
     return values
 
 
-def _without_surrogates(text: str) -> str:
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def storable(value: Any) -> Any:
+    """Return a text with lone surrogates as U+FFFD, as neither a file nor a frame can hold them."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 @cache

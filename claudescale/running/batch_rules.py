@@ -17,7 +17,7 @@ import polars as pl
 from claudescale.api import answers, catalog, prices
 from claudescale.api.answers import MOST_TOKENS, NO_ENDPOINT, Verdict, dig, read_object, verdict
 from claudescale.api.catalog import ANSWERED, USAGE
-from claudescale.ledger.records import ATTEMPTS, OPEN, RECORDS
+from claudescale.ledger.records import ATTEMPTS, OPEN, RECORDS, storable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -339,7 +339,7 @@ def _any_row(line: str, suffix: str, *, trusted: bool) -> tuple[object, ...] | N
         "final": meaning.final and (answered or trusted),
         "free": answers.is_free(message),
     }
-    return tuple(_storable(row[name]) for name in _COLUMNS)
+    return tuple(storable(row[name]) for name in _COLUMNS)
 
 
 def _decoded(lines: pl.DataFrame) -> pl.DataFrame:
@@ -378,10 +378,3 @@ def _usual_rows(decoded: pl.DataFrame, suffix: str) -> pl.DataFrame:
         .with_columns(**renamed, **absent, final=pl.lit(value=True), free=pl.lit(value=False))
         .select(*_READ)
     )
-
-
-def _storable(value: object) -> object:
-    """Return a text with lone surrogates as U+FFFD, as neither a file nor a frame can hold them."""
-    if not isinstance(value, str) or value.isascii():
-        return value
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
