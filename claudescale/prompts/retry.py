@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from claudescale.prompts.requests import Prompt
     from claudescale.running.runs import Run
 
-_BAD_INPUT = ["model_context_window_exceeded", "tool_use", "invalid_request_error", "request_too_large"]
-"""Final errors, besides a refusal, that the same request would meet again."""
+LASTING = ["refusal", "model_context_window_exceeded", "tool_use"]
+LASTING += ["invalid_request_error", "request_too_large"]
+"""Errors that the same request would meet again."""
 
 
 class Retry(NamedTuple):
@@ -108,5 +109,5 @@ def _lasting_errors(prompt: Prompt, before: Prompt) -> list[str]:
     now, then = prompt.constant, before.constant
     changed = {name for name in {*now, *then} if now.get(name) != then.get(name)}
     if not changed:
-        return ["refusal", *_BAD_INPUT]
+        return LASTING
     return ["refusal"] if changed == {"max_tokens"} else []

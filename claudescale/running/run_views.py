@@ -20,6 +20,7 @@ from claudescale.api import limits
 from claudescale.errors import ADVICE, LedgerError
 from claudescale.ledger.ledger import ledger_typed
 from claudescale.prompts.requests import NOT_SENT
+from claudescale.prompts.retry import LASTING
 from claudescale.views.card import Card
 
 if TYPE_CHECKING:
@@ -42,9 +43,6 @@ _FAILED = {
     "invalid_request_error": "rejected as invalid",
 }
 """How a row failed, by error."""
-_HOPELESS = {"refusal", "model_context_window_exceeded", "tool_use", "invalid_request_error"}
-_HOPELESS |= {"request_too_large"}
-"""Errors that the same request would meet again."""
 _TOO_SHORT = {"max_tokens", "empty_reply"}
 _LONGER = 4
 """Factor by which a larger `max_tokens` is proposed if it was too small."""
@@ -65,10 +63,10 @@ def failures(run: Run) -> tuple[str, str]:
         return "", ""
     kinds = [f"{count:,} {_FAILED.get(kind, f'with {kind}').format(run=run)}" for kind, count in rows.items()]
     words = f"Failed: {'; '.join(kinds)}."
-    if hopeless := sorted(_HOPELESS & set(rows)):
+    if hopeless := sorted(set(LASTING) & set(rows)):
         same = f" Retrying unchanged does not help with {' and '.join(hopeless)}:"
         words += f"{same} change the model, the system prompt or the text."
-    if set(rows) <= _HOPELESS or run.state != "finished":
+    if set(rows) <= set(LASTING) or run.state != "finished":
         return words, ""
     longer = min(plan.max_tokens * _LONGER, plan.compiled.model.max_output_tokens)
     more = f", max_tokens={longer}" if _TOO_SHORT & set(rows) and longer > plan.max_tokens else ""
