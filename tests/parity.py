@@ -34,14 +34,14 @@ def answering(**wrong_every):
     return answer
 
 
-def parity_plan(rows=200, **options):
+def a_plan(rows=200, **options):
     """Return a plan that asks for the parity, with room for everything."""
     options = {"model": CHEAP, "tier": WIDE_LIMITS, "returns": LABELS, "max_tokens": 2000, **options}
     frame, prompt = options.pop("frame", numbers(rows)), options.pop("prompt", "Even or odd? {number}")
     return cs.plan(frame, prompt, **options)
 
 
-def done(thing, client, ledger=None):
+def run(thing, client, ledger=None):
     """Return a finished trial, or the finished run of a cascade."""
     return cs.wait(thing.run(client, ledger=ledger, progress=False))
 

@@ -24,9 +24,9 @@ Z = NormalDist().inv_cdf(0.9)  # standard deviations from the median to the 90th
 _MOST_DOUBT = 1.5  # in logarithms: a cap for pilots of two rows, or of rows unlike the others
 BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
 """The assumed share of a batch's requests that hit the cache: the midpoint of the documented range."""
-_FEWEST_FOR_A_LINE = 10
+_FEWEST_FOR_A_LINE = 10  # of fewer calls a slope is mostly noise
 _SURE_TREND = 3.0  # standard errors from zero at which a slope counts as a trend
-_SAME_LENGTH = 1e-9
+_SAME_LENGTH = 1e-9  # relative: a smaller spread of lengths is a rounding error
 
 
 class Line(NamedTuple):
@@ -50,12 +50,16 @@ class Line(NamedTuple):
         if self.calls <= 1 or not (self.mean and requests):
             return Z * self.guessed
         # The measured calls are part of the run, so only the rest is unknown. In another run both vary.
+        # `part` is the variance of the mean of all N requests in variances of a call: the unknown share u has
+        # the error of the pilot's n calls, u²/n, and varies itself, u/N.
         unknown = max(1 - self.calls / requests, 0.0) if requests == self.requests else 1.0
         part = unknown / requests + unknown**2 / self.calls
         if self.slope and self.spread and estimated_tokens is not None:
-            # The slope's own error, if the mean request is longer than those measured; long ones vary more.
+            # The slope's own variance (least squares), if the mean request is longer than those measured.
+            # Long ones vary more: 3 is fitted to `prediction_benchmark.py`.
             part += 3 * ((estimated_tokens - self.center) / self.spread) ** 2 / (self.calls - 1)
-        # Lognormal: a sample that misses the few long calls has a low mean and also a low deviation.
+        # Lognormal: a sample that misses the few long calls has a low mean and also a low deviation. So the
+        # relative variance, wide + wide²/2 + ..., counts wide² three times, fitted to the same benchmark.
         wide = math.log1p((self.deviation / self.mean) ** 2)
         student = Z * (1 + (Z**2 + 1) / (4 * (self.calls - 1)))  # Student's quantile, to first order
         return math.expm1(min(student * math.sqrt(part * (wide + 3 * wide**2)), _MOST_DOUBT))
@@ -63,6 +67,8 @@ class Line(NamedTuple):
     def slow(self, requests: float) -> Line:
         """Return the line at its 90th percentiles: a small sample seldom contains the longest calls."""
         varies = self.deviation / self.mean if self.mean else 0.0
+        # The relative variance of a deviation is (2 + excess kurtosis) / 4n. A lognormal has 16 varies²
+        # and higher terms of excess, here 24 varies².
         wider = 1 + Z * math.sqrt((1 + 12 * varies**2) / (2 * max(self.calls, 1)))
         return self._replace(mean=self.mean * (1 + self.more(requests)), deviation=self.deviation * wider)
 
@@ -135,6 +141,7 @@ class Measured:
     def slow(self, requests: float) -> Measured:
         """Return the figures at the 90th percentile: the slowest calls are slower than those measured."""
         output, latency = self.output.slow(requests), self.latency.slow(requests)
+        # The slowest of the last calls is two deviations above the mean, and three in one run of ten.
         latency = latency._replace(deviation=latency.deviation * 1.5)
         return replace(self, output=output, latency=latency)
 

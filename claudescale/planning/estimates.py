@@ -39,13 +39,14 @@ spend in a month, so that the API would stop the run; the minutes then ignore th
 
 SPEND_LIMIT, NOTHING = "spend limit", "nothing to send"
 CANCEL_MINUTES = 5.0
-"""Reserved by a hybrid run for canceling its batch, whose requests in progress are still answered."""
+"""Reserved by a hybrid run for canceling its batch, whose requests in progress are still answered. Assumed:
+how long that takes is not documented."""
 AUTO = "auto"  # the cheapest mode that meets deadline and budget nine times in ten
-_TRUSTED_DOUBT = 0.5
+_TRUSTED_DOUBT = 0.5  # a budget is refused if even half of an estimate exceeds it: a guess may be off by half
 _SCALED = ("dollars", "dollars_p90", "input_tokens", "output_tokens")  # proportional to the part left to send
 _NORMAL = NormalDist()
 # Mean share of a full output-token bucket that a run leaves unused. Calls in flight draw on it unseen, so the
-# pacer keeps up to twice as much.
+# pacer keeps up to twice as much. Fitted, like the next two, to the runs of `prediction_benchmark.py`.
 _OUTPUT_LEFT = 0.2
 # A reply this many times longer than the mean reply, and than a full bucket, delays a run twice: the API
 # admits no call while it is written, and then the pacer waits until the bucket has refilled.
@@ -217,18 +218,21 @@ def live_finish(
         return Finish(0.0, NOTHING)
     reply, round_trip = expected.output, expected.latency.mean + expected.lost_seconds * from_start
     full, most = limits.burst_seconds or 1.0, concurrency or MOST_CONCURRENCY
-    at_start = full / RATE_MARGIN if from_start else 1.0  # seconds of refill in each bucket
+    # Seconds of refill in each bucket: it is filled by the whole limit, of which a run uses RATE_MARGIN.
+    at_start = full / RATE_MARGIN if from_start else 1.0
     allowed = limits.shared(RATE_MARGIN).per_minute
     output_tokens *= 1 + expected.lost_rate
     used = (requests, input_tokens, output_tokens)
     alone = [total / limit * 60 for total, limit in zip(used, allowed, strict=True)]
     together = _together(requests, alone[0], alone[1], input_deviation / allowed[1] * 60, at_start)
     mean, capacity = output_tokens / requests, full * allowed[2] / 60
+    # Replies vary around the line and, as prompts differ in length, along it.
     varies = math.hypot(reply.deviation, reply.slope * reply.spread) / (reply.mean or 1.0)
     waited_twice = _above(_LONG * max(mean, capacity), mean, mean * varies) * requests / allowed[2] * 60
     sending = {  # seconds until the last call is sent, by what limits the speed
         "requests" if alone[0] >= alone[1] else "input_tokens": together - at_start,
         "output_tokens": alone[2] + waited_twice - at_start * (1 - _OUTPUT_LEFT),
+        # Rounds of `most` calls (Little's law); the last one is added below.
         "concurrency" if concurrency else "latency": (requests / most - 1) * round_trip,
     }
     binding = max(sending, key=lambda name: sending[name])
@@ -237,7 +241,9 @@ def live_finish(
         binding = "latency"
     if not from_start:
         return Finish(seconds + round_trip, binding)
-    # A run starts with few calls in flight, whose number doubles with each round trip.
+    # A run starts with few calls in flight, whose number doubles with each round trip until it is `under_way`
+    # (Little's law). The rounds before use 1/2, 1/4, ... of a limit: D doublings lose D - 1 round trips.
+    # Without a limit, all requests take D rounds, of which the last is added below.
     under_way = min(requests * round_trip / (seconds + round_trip), requests, most)
     if binding != "output_tokens":
         times = under_way / min(FIRST_CONCURRENCY, most)
@@ -246,9 +252,10 @@ def live_finish(
         seconds += max(doublings - 1, 0.0) * round_trip
     if expected.cached_tokens and requests > 1:  # one call writes the cache before the others
         seconds += expected.latency.mean
-    # The run waits for the slowest of the last calls, whose start and end add a part of a round trip.
+    # The run waits for the slowest of the last calls: of some 30 it is two deviations above the mean. Their
+    # start and end add a part of a round trip, a quarter by the benchmark's runs.
     seconds += round_trip * 1.25 + 2 * expected.latency.deviation
-    if expected.error_rate:  # or one of them fails and is retried
+    if expected.error_rate:  # or one of them fails and is retried: `lost_seconds` is a mean over all rows
         fails = 1 - (1 - expected.error_rate) ** under_way
         seconds += fails * expected.lost_seconds / expected.error_rate
     return Finish(seconds, binding)

@@ -20,7 +20,41 @@ os.environ.setdefault("POLARS_MAX_THREADS", "1")  # before Polars is imported
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import polars as pl
-from predicted import CASES, kept, resampled
+from predicted import CASES, INPUT, LEVEL, LEVELS, OPUS, OUTPUT, SECONDS, kept, limits, long_tailed, resampled
+
+
+def echo(body, _seed):
+    """Answer with the whole prompt: replies as long as the texts, as in a translation."""
+    return body["messages"][-1]["content"]
+
+
+CASES.update(
+    {
+        # Plans of the notebooks, on limits that are enforced by the second.
+        "summary": ({"prompt": "What is it?\n{doc}", "returns": LEVELS | {"summary": pl.String}}, SECONDS),
+        "level, tier 1": (LEVEL | {"tier": 1}, SECONDS),
+        "level, build": (LEVEL | {"tier": "build"}, SECONDS),
+        "level, Opus": (LEVEL | {"model": OPUS}, SECONDS),
+        "explained": (
+            {"prompt": "Explain this in one sentence.\n{doc}", "max_tokens": 120},
+            SECONDS | {"faults": {500: 0.01, "drop_after": 0.01}},
+        ),
+        "long tail": (
+            {"prompt": "Write about: {doc}", "max_tokens": 8_000},
+            SECONDS | {"replies": long_tailed},
+        ),
+        # Each limit in turn, enforced by the minute, and an API that fails.
+        "requests bind": ({"tier": limits(300)}, {}),
+        "input binds, by the second": ({"tier": INPUT}, SECONDS),
+        "output binds, translated": (
+            {"tier": OUTPUT, "prompt": "Say {text}", "max_tokens": 2_000},
+            {"replies": echo},
+        ),
+        "8 at once": ({"tier": limits(), "concurrency": 8}, {}),
+        "8 at once, overloaded": ({"tier": limits(), "concurrency": 8}, {"faults": {529: 0.05}}),
+        "answers lost": ({"tier": OUTPUT}, {"faults": {"drop_after": 0.03, 500: 0.02}}),
+    }
+)
 
 
 def promise(given):

@@ -4,6 +4,7 @@ from datetime import date
 
 import polars as pl
 from pydantic import BaseModel, Field
+from running import WIDE_LIMITS as WIDE
 
 import claudescale as cs
 
@@ -18,9 +19,6 @@ FRAME = pl.DataFrame(
 )
 LABELS = pl.Enum(["good", "bad"])
 HAIKU, SONNET, OPUS = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"
-WIDE = cs.Limits(
-    requests_per_minute=60_000, input_tokens_per_minute=100_000_000, output_tokens_per_minute=100_000_000
-)
 
 
 class Mood(BaseModel):
@@ -46,7 +44,7 @@ RETURNS = {
     "pydantic": Mood,
 }
 
-_SEARCH = {"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 2}]}
+_BUDGET = {"type": "enabled", "budget_tokens": 1_024}
 OPTIONS = {
     "plain": {},
     "two columns": {"prompt": "{text}: {stars}"},
@@ -68,11 +66,7 @@ OPTIONS = {
     "high effort": {"model": OPUS, "effort": "high"},
     "thinking": {"thinking": {"type": "adaptive"}, "max_tokens": 4_000},
     "thinking off": {"thinking": {"type": "disabled"}},
-    "thinking by budget": {
-        "model": "claude-haiku-4-5",
-        "thinking": {"type": "enabled", "budget_tokens": 1_024},
-        "max_tokens": 2_000,
-    },
+    "thinking by budget": {"model": "claude-haiku-4-5", "thinking": _BUDGET, "max_tokens": 2_000},
     "stop": {"params": {"stop_sequences": ["END"]}},
     "tier of service": {"params": {"service_tier": "standard_only"}},
     "enum": {"returns": LABELS},

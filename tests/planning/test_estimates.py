@@ -1,5 +1,6 @@
 """A plan before anything is known: its figures, its arithmetic, and the mode that meets its targets."""
 
+import json
 import re
 
 import polars as pl
@@ -9,16 +10,16 @@ from predicted import HAIKU, OPUS, SONNET, case, ran, texts
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale.api import prices
+from claudescale.api import catalog, prices
+from claudescale.errors import ImpossibleBudget, ImpossibleDeadline
 from claudescale.planning import estimates
-from claudescale.planning.estimates import OPTIONS
 
 
 def test_options_in_one_table():
-    """Batch is half the price of live; savings are relative to sending every row live."""
+    """Batch is half the price of live; savings are relative to every row sent live; no rows cost nothing."""
     frame = pl.concat([texts(90), texts(90).head(10)])
     options = a_plan(frame).options
-    assert options.schema == OPTIONS
+    assert options.schema == estimates.OPTIONS
     live, batch = options.iter_rows(named=True)
     assert (live["mode"], batch["mode"]) == ("live", "batch")
     assert batch["dollars"] == pytest.approx(live["dollars"] / 2)
@@ -26,86 +27,57 @@ def test_options_in_one_table():
     assert live["dollars"] + live["dollars_saved"] == pytest.approx(batch["dollars"] + batch["dollars_saved"])
     assert (batch["minutes"], batch["minutes_p90"]) == (60, 24 * 60)
     assert_frame_equal(options, a_plan(frame.lazy()).options)
+    for nothing in ([], [None]):
+        free = a_plan(nothing).options.select("dollars", "minutes", "binding").rows()
+        assert free == [(0, 0, "nothing to send")] * 2
 
 
-@pytest.mark.parametrize("frame", [[], [None]])
-def test_nothing_to_send(frame):
-    """A plan without rows, or of nulls alone, costs nothing and takes no time."""
-    option = a_plan(frame).options.row(0, named=True)
-    assert (option["dollars"], option["minutes"], option["binding"]) == (0, 0, "nothing to send")
-
-
-def test_a_cached_prefix_is_written_once():
-    """A single row only writes it, which costs more than sending it; `test_calibration.py` has the reads."""
-    one = a_plan(texts(1), system="Be a judge of parcels. " * 900)
-    assert one.replace(cache=True).options["dollars"][0] > one.options["dollars"][0]
-
-
-def test_a_prefix_too_short_to_cache_costs_as_without_and_is_noted():
-    """The API would cache nothing: neither does the price, and the card says how much it takes."""
-    plan = a_plan(texts(9), system="Be a judge of parcels.")
-    cached = plan.replace(cache=True)
-    assert cached.options["dollars"].to_list() == plan.options["dollars"].to_list()
-    assert "Nothing is cached: all rows share about 9 tokens, and it takes" in repr(cached)
+def test_a_cached_prefix_is_written_once_if_it_is_long_enough():
+    """A single row only writes it, which costs more than sending it; one too short changes only the card."""
+    long, short = (a_plan(texts(1), system="Be a judge of parcels. " * times) for times in (900, 1))
+    cached, uncached = long.replace(cache=True), short.replace(cache=True)
+    assert cached.options["dollars"][0] > long.options["dollars"][0]
+    assert uncached.options["dollars"].to_list() == short.options["dollars"].to_list()
+    assert "Nothing is cached: all rows share about 9 tokens, and it takes" in repr(uncached)
 
 
 def test_a_long_prompt_has_the_price_of_its_step():
     """Above 100,000 tokens the whole request costs more; a short one beside it does not."""
-    long, short = (a_plan([text]) for text in ("a " * 200_000, "a"))
+    long, short, both = (a_plan(rows) for rows in (["a " * 200_000], ["a"], ["a " * 200_000, "a"]))
     totals, price = long.compiled.totals, prices.price(long.compiled.model)
     assert totals.input_tokens > price.steps[1].above_tokens > 0
     paid = price.dollars(input_tokens=totals.input_tokens, output_tokens=totals.output_tokens)
     assert long.options["dollars"][0] == pytest.approx(paid)
-    both = a_plan(["a " * 200_000, "a"]).options["dollars"][0]
-    assert both == pytest.approx(paid + short.options["dollars"][0])
+    assert both.options["dollars"][0] == pytest.approx(paid + short.options["dollars"][0])
 
 
-def test_share_and_concurrency_are_in_the_minutes():
-    """Half the limits take twice the time; one call at a time takes the sum of all latencies."""
+def test_what_limits_a_run_is_in_its_options():
+    """Half the limits take twice the time, one call at a time all latencies; a month's cap may bind."""
     usual, half = (auto(mode="live", share=share).options["minutes"][0] for share in (1.0, 0.5))
     assert half == pytest.approx(2 * usual, rel=0.1)
     alone = a_plan(reviews(200), concurrency=1)
     assert alone.options["minutes"][0] == pytest.approx(200 * alone.compiled.expected.seconds / 60, rel=0.05)
     assert alone.options["binding"][0] == "concurrency"
-
-
-def test_a_spend_limit_binds_where_the_dollars_are_above_it():
-    """A mode that costs more than the tier's monthly cap says so; one that costs less does not."""
     frame = pl.select(text=pl.format("{} {}", pl.lit("a" * 2_000), pl.int_range(120_000)))
     live, batch = cs.plan(frame, "{text}", model=OPUS, tier="start").options.iter_rows(named=True)
     assert batch["dollars"] < 500 < live["dollars"]
-    assert live["binding"] == estimates.SPEND_LIMIT != batch["binding"]
-
-
-# ----------------------------------------------------------------------- a guess, before anything is known
-
-TEXTS = pl.DataFrame({"text": ["late again", "works"]})
+    assert live["binding"] == "spend limit" != batch["binding"]
 
 
 def guessed(prompt="Judge: {text}", **options):
     """Return the output tokens that a plan assumes for a reply."""
-    return cs.plan(TEXTS, prompt, **{"model": HAIKU, **options}).compiled.expected.output_tokens
+    return a_plan(reviews(2), prompt, **{"max_tokens": 1024, **options}).compiled.expected.output_tokens
 
 
-FORM = {
-    "who": pl.Struct({"first": pl.String, "last": pl.String}),
-    "at": pl.Datetime("us", "UTC"),
-    "sure": pl.Float64 | None,
-    "tags": pl.List(pl.Enum(["new", "old"])),
-}
-WRITTEN = (
-    '{"who":{"first":"%s","last":"%s"},"at":"2026-01-31T09:30:00Z","sure":0.93,"tags":["new","old","old"]}'
-)
-
-
-@pytest.mark.parametrize(
-    ("returns", "written"),
-    [(pl.Enum(["yes", "no", "other"]), '{"reply":"yes"}'), (FORM, WRITTEN % ("x" * 50, "x" * 50))],
-)
-def test_a_typed_reply_is_as_long_as_its_form(returns, written):
+def test_a_typed_reply_is_as_long_as_its_form():
     """Keys and punctuation are exact, and labels have their mean length."""
-    tokens = len(written) / cs.plan(TEXTS, "{text}", model=HAIKU).compiled.model.characters_per_token
-    assert guessed(returns=returns) == pytest.approx(tokens, abs=6)
+    name, text = pl.Struct({"first": pl.String, "last": pl.String}), "x" * 50
+    tags = pl.List(pl.Enum(["new", "old"]))
+    form = {"who": name, "at": pl.Datetime("us", "UTC"), "sure": pl.Float64 | None, "tags": tags}
+    who, at = {"first": text, "last": text}, "2026-01-31T09:30:00Z"
+    written = json.dumps({"who": who, "at": at, "sure": 0.93, "tags": ["new", "old", "old"]})
+    tokens = len(written.replace(" ", "")) / catalog.model(HAIKU).characters_per_token
+    assert guessed(returns=form) == pytest.approx(tokens, abs=6)
 
 
 def test_free_text_is_as_long_as_is_asked_for():
@@ -124,19 +96,15 @@ def test_thinking_is_assumed_where_a_model_thinks():
     assert guessed() == guessed(model=SONNET) < efforts[0], "off in bulk"
     assert efforts == sorted(efforts)
     assert guessed() < guessed(model=OPUS) < guessed(model=OPUS, effort="high")
-    card = repr(cs.plan(TEXTS, "Judge: {text}", model=OPUS, returns=pl.Boolean))
+    card = repr(a_plan(reviews(2), model=OPUS, returns=pl.Boolean))
     assert "estimated from characters, output assumed (59 tokens, 50 of them thinking, in 1.7 s): cal" in card
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["level", "explained"])
-def test_the_first_price_is_near_what_is_paid(name):
-    """The plans of the notebooks are within a quarter before anything is known."""
-    plan, api = case(name, 100)
+def test_the_first_price_is_near_what_is_paid():
+    """A plan of the notebooks is within a quarter before anything is known."""
+    plan, api = case("level", 100)
     assert plan.options["dollars"][0] == pytest.approx(ran(plan, **api).dollars, rel=0.25)
-
-
-# --------------------------------------------------------------- meeting a deadline and a budget
 
 
 def auto(**given):
@@ -152,7 +120,6 @@ def auto(**given):
         ({"deadline": 25 * 60}, "batch"),
         ({"deadline": 120}, "hybrid"),
         ({"deadline": 30}, "live"),
-        ({"deadline": 12, "budget": 0.1}, "live"),
         ({"deadline": 2_000, "budget": 0.008}, "batch"),
     ],
 )
@@ -161,43 +128,54 @@ def test_auto_is_the_cheapest_that_is_in_time(wishes, mode):
     assert auto(**wishes).compiled.resolved() == mode
 
 
-def test_what_cannot_be_met_names_what_can():
-    """An impossible deadline names one that works, and it does; a budget names the lowest price."""
-    with pytest.raises(cs.errors.ImpossibleDeadline, match="mode='live', the quickest") as refused:
+@pytest.mark.parametrize(
+    ("wishes", "error", "words"),
+    [
+        ({"deadline": 2}, ImpossibleDeadline, "mode='live', the quickest"),
+        ({"deadline": 16, "budget": 2e-3}, ImpossibleBudget, r"up to \$0\.\d+ in mode='live'"),
+        ({"budget": 1e-6}, ImpossibleBudget, r"up to \$0\.\d+ in mode='batch'"),
+        ({"mode": "hybrid", "deadline": 12}, ImpossibleDeadline, "live, and mode='hybrid' keeps 5 m 00 s"),
+        ({"mode": "live", "budget": 1e-3}, ImpossibleBudget, r"about \$.* enough for about \d+ rows"),
+    ],
+)
+def test_what_cannot_be_met_names_what_can(wishes, error, words):
+    """An impossible deadline or budget names the quickest or cheapest mode, or how many rows fit."""
+    plan = auto(**wishes)
+    with pytest.raises(error, match=words):
+        plan.replace(mode=plan.compiled.resolved()).compiled.check()
+    if plan.mode == "auto":
+        assert "cannot run" in repr(plan)
+
+
+def test_a_deadline_and_a_budget_are_met_nine_times_in_ten():
+    """The deadline that an error names is enough, the usual minutes and dollars are not."""
+    with pytest.raises(ImpossibleDeadline) as refused:
         auto(deadline=2).compiled.resolved()
     minutes = float(re.search(r"deadline=(\d+)", str(refused.value))[1])
     assert auto(deadline=minutes).compiled.resolved() == "live"
-    usual, slow = auto().options.filter(mode="live").select("minutes", "minutes_p90").row(0)
-    with pytest.raises(cs.errors.ImpossibleDeadline):
+    _, price, high_price, usual, slow = auto().options.row(0)[:5]
+    with pytest.raises(ImpossibleDeadline):
         auto(deadline=(usual + slow) / 2).compiled.resolved()
-    with pytest.raises(cs.errors.ImpossibleBudget, match=r"up to \$0\.\d+ in mode='live'"):
-        auto(deadline=16, budget=2e-3).compiled.resolved()
-    with pytest.raises(cs.errors.ImpossibleBudget, match=r"up to \$0\.\d+ in mode='batch'"):
-        auto(budget=1e-6).compiled.resolved()
-    with pytest.raises(cs.errors.ImpossibleDeadline, match=r"live, and mode='hybrid' keeps 5 m 00 s"):
-        auto(mode="hybrid", deadline=12).compiled.check()
-    with pytest.raises(cs.errors.ImpossibleBudget, match=r"about \$.* enough for about \d+ rows"):
-        auto(mode="live", budget=0.001).compiled.check()
+    with pytest.raises(ImpossibleBudget):
+        auto(deadline=30, budget=(price + high_price) / 2).compiled.resolved()
     assert auto(mode="live", budget=0.001).compiled.check(part=0.01)["dollars"] < 0.001
     assert auto(deadline=0.001).compiled.likely_mode == "batch", "a picture of it can be drawn"
-    assert "cannot run" in repr(auto(deadline=0.001))
 
 
-@pytest.mark.parametrize(("deadline", "like"), [(120, "batch"), (30, "live")])
-def test_a_hybrid_costs_a_batch_where_one_is_in_time_and_live_calls_at_most(deadline, like):
-    """Its 90th percentile in minutes is the deadline, and in dollars that of live calls."""
-    options = auto(mode="hybrid", deadline=deadline).options
-    rows = {row["mode"]: row for row in options.iter_rows(named=True)}
-    hybrid = rows["hybrid"]
-    assert hybrid["dollars"] == rows[like]["dollars"]
-    assert hybrid["dollars_p90"] == rows["live"]["dollars_p90"]
-    assert (hybrid["minutes"], hybrid["minutes_p90"]) == (min(60, deadline), deadline)
-
-
+@pytest.mark.slow
 def test_a_plan_shows_and_runs_what_it_chose():
     """The card marks the mode, and the run uses that mode."""
-    plan = a_plan(reviews(3), mode="auto", deadline=30)
-    assert "live <-" in repr(plan)
-    with simulator(speed=60) as api:
-        run = finished(plan, api.client())
-    assert (run.plan.mode, run.attempts["mode"].unique().to_list()) == ("live", ["live"])
+    plan = a_plan(reviews(3), mode="auto")
+    assert "batch <-" in repr(plan)
+    with simulator(speed=2_000) as api:
+        assert finished(plan, api.client()).attempts["mode"].unique().to_list() == ["batch"]
+
+
+def test_a_hybrid_costs_a_batch_where_one_is_in_time_and_live_calls_at_most():
+    """Its 90th percentile in minutes is the deadline, and in dollars that of live calls."""
+    for deadline, like in ((120, "batch"), (30, "live")):
+        options = auto(mode="hybrid", deadline=deadline).options.rows_by_key("mode", named=True, unique=True)
+        hybrid = options["hybrid"]
+        assert hybrid["dollars"] == options[like]["dollars"]
+        assert hybrid["dollars_p90"] == options["live"]["dollars_p90"]
+        assert (hybrid["minutes"], hybrid["minutes_p90"]) == (min(60, deadline), deadline)
