@@ -4,7 +4,7 @@ import asyncio
 import random
 from typing import NamedTuple
 
-from claudescale.api.limits import Limits, read_headers
+from claudescale.api.limits import BUCKETS, Limits, read_headers
 from claudescale.clock import Clock
 from claudescale.pacing.pacer import Outcome as Came
 from claudescale.pacing.pacer import Pacer
@@ -26,15 +26,9 @@ class Outcome(NamedTuple):
     """The outcome of a study."""
 
     seconds: float
-    bound_seconds: float
     refused: int
     answered: int
-    arrivals: list
-
-    @property
-    def ratio(self):
-        """Makespan over the bound that no client can beat."""
-        return self.seconds / self.bound_seconds
+    arrivals: list  # seconds
 
 
 class Api:
@@ -48,10 +42,10 @@ class Api:
 
     def admit(self, input_tokens):
         """Whether a call that arrives now is admitted."""
-        if not self.buckets.admit(self.loop.time(), input_tokens=input_tokens):
-            return False
-        self.arrivals.append((self.loop.time(), input_tokens))
-        return True
+        admitted = self.buckets.admit(self.loop.time(), input_tokens=input_tokens)
+        if admitted:
+            self.arrivals.append(self.loop.time())
+        return admitted
 
     def write(self, output_tokens):
         """Seconds that a reply takes: an initial delay, then constant speed."""
@@ -74,65 +68,48 @@ class Api:
 
     async def other_user(self, per_second, input_tokens, output_tokens):
         """Another user of the account, who calls at random moments and ignores refusals."""
-        while True:
+        while per_second:
             await asyncio.sleep(self.random.expovariate(per_second))
             if self.admit(input_tokens):
                 self.write(output_tokens)
 
 
-async def study(  # noqa: C901  # one loop, told in order of events
-    limits, calls, *, bucket_seconds=60.0, other_share=0.0, seed=0, table=None, **options
-):
+async def study(limits, calls, *, bucket_seconds=60.0, other_share=0.0, table=None, **options):
     """Run `calls` through a pacer; `table` is the limits it is given, if not the true ones."""
     loop = asyncio.get_running_loop()
-    api = Api(limits, bucket_seconds, seed)
+    api = Api(limits, bucket_seconds, 0)
     pacer = Pacer(table or limits, clock=Clock(1.0, 0.0, loop.time), **{"output_tokens": 300.0, **options})
-    source, workers, done, refused = iter(calls), set(), 0, 0
+    source, workers, done, refused = iter(calls), [], 0, 0
 
     def more_workers():
         if len(workers) <= pacer.in_flight < pacer.window:
-            workers.add(loop.create_task(work()))
+            workers.append(loop.create_task(work()))
 
     async def work():
         nonlocal done, refused
         for call in source:
-            status = None
-            while status != 200:
+            while True:
                 permit = await pacer.acquire(call.estimate)
                 more_workers()
                 status, headers = await api.answer(call)
-                readings = read_headers(headers)
                 if status == 200:
-                    used = {"input_tokens": call.input_tokens, "output_tokens": call.output_tokens}
-                    pacer.settle(permit, Came("answered", readings, **used))
-                else:
-                    refused += 1
-                    pacer.settle(permit, Came("refused", readings))
+                    break
+                refused += 1
+                pacer.settle(permit, Came("refused", read_headers(headers)))
+            used = call.input_tokens, call.output_tokens
+            pacer.settle(permit, Came("answered", read_headers(headers), *used))
             done += 1
 
-    totals = (len(calls), *(sum(column) for column in list(zip(*calls, strict=True))[1:]))
-    each = [total / len(calls) for total in totals]
-    rates = [limit / 60 for limit in limits.per_minute]
-    other = None
-    if other_share:
-        per_second = other_share * min(rate / need for rate, need in zip(rates, each, strict=True))
-        other = loop.create_task(api.other_user(per_second, *each[1:]))
+    _, *means = (sum(figures) / len(calls) for figures in zip(*calls, strict=True))
+    pairs = zip(limits.per_minute, (1.0, *means), strict=True)
+    per_second = other_share * min(limit / 60 / mean for limit, mean in pairs)
+    other = loop.create_task(api.other_user(per_second, *means))
     more_workers()
-    while workers:
-        finished, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
-        workers -= finished
-        for task in finished:
-            task.result()
-    seconds = loop.time()
-    if other:
-        other.cancel()
-    filled = (api.buckets.requests, api.buckets.input_tokens, api.buckets.output_tokens)
-    bound = max(
-        (total - bucket.capacity) / (rate * (1 - other_share))
-        for total, bucket, rate in zip(totals, filled, rates, strict=True)
-    )
+    for worker in workers:  # grows meanwhile
+        await worker
+    other.cancel()
     assert pacer.in_flight == 0
-    return Outcome(seconds, bound, refused, done, api.arrivals)
+    return Outcome(loop.time(), refused, done, api.arrivals)
 
 
 def workload(limits, binding, minutes, seed):
@@ -142,23 +119,18 @@ def workload(limits, binding, minutes, seed):
     """
     rng = random.Random(seed)
     requests, input_tokens, output_tokens = limits.per_minute
-    input_share, output_share = {
-        "requests": (0.4, 0.4), "input_tokens": (2.0, 0.5), "output_tokens": (0.5, 2.0)
-    }[binding]  # fmt: skip
+    shares = {"requests": (0.4, 0.4), "input_tokens": (2.0, 0.5), "output_tokens": (0.5, 2.0)}
+    input_share, output_share = shares[binding]
     calls = []
     for _ in range(int(requests * minutes / max(1.0, input_share, output_share))):
         real = max(input_tokens / requests * input_share * rng.lognormvariate(-0.18, 0.6), 5.0)
         written = max(output_tokens / requests * output_share * rng.lognormvariate(-0.125, 0.5), 3.0)
-        calls.append(
-            Call(real * 1.15 * rng.uniform(0.9, 1.1), real, min(written, 4 * output_tokens / requests))
-        )
+        estimate = real * 1.15 * rng.uniform(0.9, 1.1)
+        calls.append(Call(estimate, real, min(written, 4 * output_tokens / requests)))
     return calls
 
 
-def table(requests, input_tokens, output_tokens):
+def table(*per_minute):
     """User-defined limits."""
-    return Limits(
-        requests_per_minute=requests,
-        input_tokens_per_minute=input_tokens,
-        output_tokens_per_minute=output_tokens,
-    )
+    names = (f"{name}_per_minute" for name in BUCKETS)
+    return Limits(**dict(zip(names, per_minute, strict=True)))

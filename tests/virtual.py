@@ -7,29 +7,23 @@ import selectors
 from claudescale.clock import Clock
 
 
-class _Selector(selectors.DefaultSelector):
-    """Advances the loop's clock instead of sleeping."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout=None):
-        ready = super().select(0)
-        if ready or timeout == 0:
-            return ready
-        assert timeout is not None, f"nothing is left to happen at {self.now:g} virtual seconds"
-        # Late, a step may be too small to change the clock.
-        self.now = max(self.now + timeout, math.nextafter(self.now, math.inf))
-        return []
-
-
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Runs timers in order and at once; `time` says when they would have been due."""
 
     def __init__(self):
-        self._virtual = _Selector()
-        super().__init__(self._virtual)
+        selector = self._virtual = selectors.DefaultSelector()
+        selector.now, look = 0.0, selector.select
+
+        def select(timeout=None):  # advances the clock instead of sleeping
+            ready = look(0)
+            if not ready and timeout != 0:
+                assert timeout is not None, f"nothing is left to happen at {selector.now:g} virtual seconds"
+                # Late, a step may be too small to change the clock.
+                selector.now = max(selector.now + timeout, math.nextafter(selector.now, math.inf))
+            return ready
+
+        selector.select = select
+        super().__init__(selector)
 
     def time(self):
         return self._virtual.now

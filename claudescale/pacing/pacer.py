@@ -56,8 +56,8 @@ _OTHERS_SECONDS = 10.0
 """Seconds over which an unexplained loss becomes an estimated rate of other users."""
 _MOST_OTHERS = 0.9
 """The largest fraction of a limit that is attributed to other users."""
-_TYPICAL_SHARE = 0.05
-"""Weight of one call in the moving average of what a call takes."""
+_LATEST_WEIGHT = 0.05
+"""Weight of the latest call in `Bucket.mean_use`."""
 _BLAMED_SHARE = 0.01
 """The fraction of the limit added to other users' output for each refusal that only they explain."""
 _FORGETTING_SECONDS = 60.0
@@ -82,13 +82,13 @@ class Bucket:
     """The pacer's estimate of one token bucket of the API.
 
     `level` may be negative: a call larger than the bucket goes when the bucket is full, and overdraws
-    it. Calls in flight may use more than was reserved for them. `doubt` allows for that: only the level
-    above it is available. Once the bucket must have been full, the use of earlier calls no longer
+    it. Calls in flight may use more than was reserved for them. `own_margin` allows for that: only the
+    level above it is available. Once the bucket must have been full, the use of earlier calls no longer
     matters and the level is certain again: `fills` counts these moments.
 
     Attributes
     ----------
-    rate, others : float
+    rate, others_rate : float
         Refill per second, and how much of it other users of the account seem to take.
     capacity, level : float
         The most that the bucket holds, and its level at the time `at`.
@@ -96,8 +96,8 @@ class Bucket:
         Seconds of refill allowed above the capacity: waiting for a full bucket takes that much longer.
     variance : float
         Variance of the total use of the calls in flight.
-    typical : float
-        Use of a typical call.
+    mean_use : float
+        Mean use of one of the latest calls.
     """
 
     rate: float
@@ -107,8 +107,8 @@ class Bucket:
     level: float = field(init=False)
     variance: float = 0.0
     fills: int = 0
-    others: float = 0.0
-    typical: float = 1.0
+    others_rate: float = 0.0
+    mean_use: float = 1.0
 
     def __post_init__(self) -> None:
         self.level = self.full
@@ -119,36 +119,37 @@ class Bucket:
         return self.capacity + self.rate * self.slop_seconds
 
     @property
-    def doubt(self) -> float:
-        """Three standard deviations of the use that is not settled yet."""
+    def own_margin(self) -> float:
+        """Three standard deviations of the use of the calls in flight."""
         return _DEVIATIONS * math.sqrt(self.variance)
 
     @property
-    def unseen(self) -> float:
+    def others_margin(self) -> float:
         """Three standard deviations of what other users may have taken since the latest header."""
-        return _DEVIATIONS * math.sqrt(self.others * _STALE_SECONDS * self.typical)
+        # Their calls come at random, so the variance of their number is its mean.
+        return _DEVIATIONS * math.sqrt(self.others_rate * _STALE_SECONDS * self.mean_use)
 
     def refill(self, now: float) -> None:
         """Advance the bucket to the time `now`."""
         seconds = now - self.at
-        self.level += (self.rate - self.others) * seconds
-        self.others *= math.exp(-seconds / _FORGETTING_SECONDS)
+        self.level += (self.rate - self.others_rate) * seconds
+        self.others_rate *= math.exp(-seconds / _FORGETTING_SECONDS)
         self.at = now
-        if self.level >= (full := self.full) and self.level >= full + self.doubt:
+        if self.level >= (full := self.full) and self.level >= full + self.own_margin:
             self.level = full
             self.variance = 0.0
             self.fills += 1
 
     def seconds_until(self, need: float) -> float:
         """Return the seconds until `need`, or a full bucket, is certain to be available."""
-        wanted = min(need + self.unseen, self.capacity) + self.rate * self.slop_seconds + self.doubt
-        return max(wanted - self.level, 0.0) / (self.rate - self.others)
+        wanted = min(need + self.others_margin, self.capacity) + self.rate * self.slop_seconds
+        return max(wanted + self.own_margin - self.level, 0.0) / (self.rate - self.others_rate)
 
     def take(self, amount: float, deviation: float) -> Taken:
         """Reserve `amount`, which has the standard deviation `deviation`."""
         self.level = min(self.level, self.full) - amount
         self.variance += deviation**2
-        self.typical += (amount - self.typical) * _TYPICAL_SHARE
+        self.mean_use += (amount - self.mean_use) * _LATEST_WEIGHT
         return Taken(amount, deviation, self.fills)
 
     def settle(self, taken: Taken, amount: float) -> None:
@@ -159,7 +160,7 @@ class Bucket:
 
     def rescale(self, rate: float) -> None:
         """Set a new rate; the capacity keeps its seconds of refill, and others their share of the rate."""
-        self.others *= rate / self.rate
+        self.others_rate *= rate / self.rate
         self.capacity = max(self.capacity * rate / self.rate, min(self.capacity, 1.0))
         self.rate = rate
 
@@ -173,8 +174,8 @@ class Bucket:
 
     def _move(self, level: float) -> None:
         """Set the level; a loss that recurs is attributed to other users."""
-        self.others += (self.level - level) / _OTHERS_SECONDS
-        self.others = min(max(self.others, 0.0), _MOST_OTHERS * self.rate)
+        others_rate = self.others_rate + (self.level - level) / _OTHERS_SECONDS
+        self.others_rate = min(max(others_rate, 0.0), _MOST_OTHERS * self.rate)
         self.level = level
 
 
@@ -194,31 +195,40 @@ class Production:
     no more is reserved than a minute allows. But calls sent long ago may write all at once, and then the
     API refuses even a call that writes nothing. A call therefore waits for both.
 
-    Each call in flight is assumed to write at the mean speed of earlier calls. The output of other users is
-    estimated only here: `Pacer` copies it to the bucket.
+    Attributes
+    ----------
+    bucket : Bucket
+        The output bucket of the pacer; rate and capacity are read from it.
+    level : float
+        Tokens left at the API at the time `at`.
+    calls : int
+        Calls in flight. Each is assumed to write at the mean `speed` of earlier calls.
+    others_rate : float
+        Output tokens per second of other users. A lower level does not show them, as replies may be longer
+        than expected. Only a refusal that the calls in flight do not explain does.
     """
 
     bucket: Bucket
     at: float
     level: float = field(init=False)
     speed: Average = field(init=False)
-    writing: int = 0
-    others: float = 0.0
+    calls: int = 0
+    others_rate: float = 0.0
 
     def __post_init__(self) -> None:
         self.level = self.bucket.capacity
         self.speed = Average(0.0, 0.0)
 
     @property
-    def net(self) -> float:
+    def net_rate(self) -> float:
         """Change of the level per second."""
-        return self.bucket.rate - self.others - self.writing * self.speed.mean
+        return self.bucket.rate - self.others_rate - self.calls * self.speed.mean
 
     def refill(self, now: float) -> None:
         """Advance the level to the time `now`."""
         seconds = now - self.at
-        self.level = min(self.level + self.net * seconds, self.bucket.capacity)
-        self.others *= math.exp(-seconds / _FORGETTING_SECONDS)
+        self.level = min(self.level + self.net_rate * seconds, self.bucket.capacity)
+        self.others_rate *= math.exp(-seconds / _FORGETTING_SECONDS)
         self.at = now
 
     def seconds_until_open(self) -> float:
@@ -226,11 +236,11 @@ class Production:
         missing = self.bucket.capacity * _OPEN_MARGIN - self.level
         if missing <= 0:
             return 0.0
-        return missing / self.net if self.net > 0 else math.inf
+        return missing / self.net_rate if self.net_rate > 0 else math.inf
 
     def rescale(self, rate: float) -> None:
         """Prepare for a new rate of the bucket; others keep their share of it."""
-        self.others *= rate / self.bucket.rate
+        self.others_rate *= rate / self.bucket.rate
 
     def correct(self, remaining: float) -> None:
         """Correct the level by a header; zero may stand for any negative level."""
@@ -240,13 +250,14 @@ class Production:
     def refused(self) -> None:
         """Take note that the API's bucket is overdrawn, and attribute more output to other users."""
         self.level = min(self.level, 0.0)
-        self.others = min(self.others + _BLAMED_SHARE * self.bucket.rate, _MOST_OTHERS * self.bucket.rate)
+        others_rate = self.others_rate + _BLAMED_SHARE * self.bucket.rate
+        self.others_rate = min(others_rate, _MOST_OTHERS * self.bucket.rate)
 
     def end(self, now: float, seconds: float, tokens: float) -> None:
         """Settle a call that was in flight for `seconds` and has written `tokens`."""
         self.refill(now)
         self.level -= tokens - self.speed.mean * seconds
-        self.writing -= 1
+        self.calls -= 1
         if tokens and seconds > 0:
             self.speed.add(tokens / seconds)
 
@@ -442,10 +453,9 @@ class Pacer:
         self._transit_seconds = max(_TRANSIT_SECONDS, self._way_seconds)
         slop = _JITTER_SECONDS * clock.speed
         now = clock.seconds()
-        rates = self._rates()
         self._buckets = tuple(
             Bucket(rate=rate, capacity=max(rate * _BURST_SECONDS, floor), slop_seconds=slop, at=now)
-            for rate, floor in zip(rates, (1.0, 0.0, 0.0), strict=True)
+            for rate, floor in zip(self._rates(), (1.0, 0.0, 0.0), strict=True)
         )
         for bucket in self._buckets:
             if bucket.capacity > 1:
@@ -508,8 +518,8 @@ class Pacer:
         now = self._clock.seconds()
         self._production.refill(now)
         waits = [self._held_until - now, self._production.seconds_until_open()]
-        doubt = _DEVIATIONS * self._ratio.deviation * estimate
-        needs = (1.0, estimate * self._ratio.mean + doubt, self._output.mean)
+        margin = _DEVIATIONS * self._ratio.deviation * estimate
+        needs = (1.0, estimate * self._ratio.mean + margin, self._output.mean)
         for bucket, need in zip(self._buckets, needs, strict=True):
             bucket.refill(now)
             waits.append(bucket.seconds_until(need))
@@ -535,7 +545,7 @@ class Pacer:
         self.in_flight += 1
         permit = Permit(self._clock.seconds(), self.in_flight, estimate, taken)
         self._reserved_output += taken[2].amount
-        self._production.writing += 1
+        self._production.calls += 1
         self._recent.append(permit)
         return permit
 
@@ -554,7 +564,8 @@ class Pacer:
                 self._ratio.add(outcome.input_tokens / permit.estimate)
             self._output.add(outcome.output_tokens)
             self._window.succeeded(permit.nth, permit.sent, self.in_flight)
-        self._learn(outcome.readings)
+        self._learn_limits(outcome.readings)
+        self._learn_levels(outcome.readings)
         if outcome.kind in {"refused", "too_fast"}:
             self._refuse(permit, outcome)
         elif outcome.kind == "overloaded":
@@ -599,29 +610,30 @@ class Pacer:
         """Return the refill per second of each bucket that this run may use."""
         return tuple(limit / 60 * RATE_MARGIN for limit in self.limits.shared(self._share).per_minute)
 
-    def _learn(self, readings: Readings) -> None:
-        """Correct limits and levels by the headers of an answer."""
-        limits = readings.limits(self.limits)
-        if limits is not self.limits:
-            self.limits = limits
-            self._production.rescale(self._rates()[2])
+    def _learn_limits(self, readings: Readings) -> None:
+        """Adopt the limits in the headers of an answer."""
+        before, self.limits = self.limits, readings.limits(self.limits)
+        if self.limits is not before:
+            self._production.rescale(self._rates()[2])  # before its bucket, whose old rate it needs
             for bucket, rate in zip(self._buckets, self._rates(), strict=True):
                 bucket.rescale(rate)
-        now = self._clock.seconds()
-        remaining = [reading.remaining for reading in readings.buckets]
-        corrections = zip(self._buckets, remaining, self._uncounted(now), _ROUNDING, strict=True)
-        for bucket, left, uncounted, rounding in corrections:
-            if left is not None:
+
+    def _learn_levels(self, readings: Readings) -> None:
+        """Correct the levels of the buckets by the headers of an answer."""
+        now, output = self._clock.seconds(), self._buckets[2]
+        headers = zip(self._buckets, readings.buckets, self._uncounted(now), _ROUNDING, strict=True)
+        for bucket, reading, uncounted, rounding in headers:
+            if (left := reading.remaining) is not None:
                 bucket.refill(now)
                 # Zero may stand for any negative level, and a header counts the whole account, not a share.
                 low = left - rounding if left and self._share == 1 else -math.inf
                 # The level already includes the refill while the answer was in transit.
                 high = left + max(rounding, 1.0) + bucket.rate * self._way_seconds
-                is_output = bucket is self._buckets[2]  # `Production` handles its upper bound
-                bucket.correct(low, math.inf if is_output else high, uncounted)
-        if remaining[2] is not None:
-            self._production.correct(remaining[2])
-        self._buckets[2].others = self._production.others
+                # Output is never lowered: a loss may be replies longer than expected, and not other users.
+                bucket.correct(low, math.inf if bucket is output else high, uncounted)
+                if bucket is output:  # after its bucket, whose capacity may have grown
+                    self._production.correct(left)
+        output.others_rate = self._production.others_rate
 
     def _uncounted(self, now: float) -> tuple[float, float, float]:
         """Return the use of each bucket that the API's figures may not include yet."""

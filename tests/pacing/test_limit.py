@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import json
-from dataclasses import replace
 from typing import Literal
 
 import anthropic
@@ -11,6 +10,7 @@ import canned
 import httpx2
 import pydantic
 import pytest
+from paced import table
 from running import WIDE, WIDE_LIMITS, a_plan, reviews, simulator, until
 
 import claudescale as cs
@@ -21,13 +21,7 @@ from claudescale.simulator import Fault
 ASKED = {"model": "claude-haiku-5-5", "max_tokens": 60, "thinking": {"type": "disabled"}}
 ASKED["messages"] = [{"role": "user", "content": "Tell me a story."}]
 SPEED = 20
-SLOW_LIMITS = cs.Limits(requests_per_minute=6, input_tokens_per_minute=10**6, output_tokens_per_minute=10**6)
-
-
-class Label(pydantic.BaseModel):
-    """The parsed form of a reply."""
-
-    label: Literal["a", "b"]
+Label = pydantic.create_model("Label", label=(Literal["a", "b"], ...))
 
 
 async def used(client, *ways, **options):
@@ -115,6 +109,16 @@ def test_whatever_way_it_is_called_an_answer_is_settled_by_its_usage(api):
     assert calls["simulated"].all()
 
 
+def failing(way, raised):
+    """Return a way to call that has to raise."""
+
+    async def fails(claude):
+        with pytest.raises(raised):
+            await way(claude)
+
+    return fails
+
+
 # each way to leave a call unfinished
 
 
@@ -158,7 +162,9 @@ def test_a_call_that_is_left_gives_its_permit_back(api):
     assert asyncio.run(used(api.client(), *ways)).errors == {"canceled": len(ways)}
 
 
-@pytest.mark.parametrize(("tier", "sent"), [(WIDE_LIMITS, 2), (SLOW_LIMITS, 1)], ids=["place", "limit"])
+@pytest.mark.parametrize(
+    ("tier", "sent"), [(WIDE_LIMITS, 2), (table(6, 1e6, 1e6), 1)], ids=["place", "limit"]
+)
 def test_a_canceled_wait_takes_no_permit(api, tier, sent):
     """A call canceled while waiting for a slot or for the limits was never sent and is not counted."""
 
@@ -171,35 +177,25 @@ def test_a_canceled_wait_takes_no_permit(api, tier, sent):
     assert asyncio.run(used(api.client(), give_up, tier=tier)).requests == sent
 
 
-@pytest.mark.parametrize(
-    ("fault", "way", "raised", "errors"),
-    [
-        ("drop", create, anthropic.APIConnectionError, ["connection_error"] * 2),
-        ("drop_after", stream, httpx2.HTTPError, ["connection_error"]),
-        (529, create, anthropic.OverloadedError, ["overloaded_error"] * 2),
-        (529, stream, anthropic.OverloadedError, ["overloaded_error"] * 2),
-        (400, raw, anthropic.BadRequestError, ["invalid_request_error"]),
-    ],
-)
+FAILURES = [
+    ("drop", create, anthropic.APIConnectionError, ["connection_error"] * 2),
+    ("drop_after", stream, httpx2.HTTPError, ["connection_error"]),
+    (529, stream, anthropic.OverloadedError, ["overloaded_error"] * 2),
+    (400, raw, anthropic.BadRequestError, ["invalid_request_error"]),
+]
+
+
+@pytest.mark.parametrize(("fault", "way", "raised", "errors"), FAILURES)
 def test_what_fails_gives_its_permit_back(fault, way, raised, errors):
     """A cut connection and an error, streamed or not, return one permit per attempt of the SDK's retries."""
-
-    async def failing(claude):
-        with pytest.raises(raised):
-            await way(claude)
-
     with simulator(speed=SPEED, faults={fault: 1.0}) as api:
-        limiter = asyncio.run(used(api.client(max_retries=1), failing))
+        limiter = asyncio.run(used(api.client(max_retries=1), failing(way, raised)))
     assert limiter.calls["error"].to_list() == errors
 
 
 def test_a_refusal_holds_everybody_for_retry_after():
     """After a 429 with a retry-after of five seconds, the next call of any task waits that long."""
-
-    async def refused(claude):
-        with pytest.raises(anthropic.RateLimitError):
-            await claude.messages.create(**ASKED)
-
+    refused = failing(create, anthropic.RateLimitError)
     with simulator(speed=SPEED, faults={429: Fault(tries=[1, 2])}) as api:
         calls = asyncio.run(used(api.client(max_retries=0), refused, refused)).calls
     assert calls.select("status", "error").rows() == [(429, "ramp_limit_exceeded")] * 2
@@ -210,17 +206,12 @@ def test_a_refusal_holds_everybody_for_retry_after():
 def test_an_error_event_gives_the_permit_back():
     """An error in the middle of a stream ends the call as overloaded; earlier output is counted."""
     usage = {"input_tokens": 11, "output_tokens": 1}
-    message = {"type": "message", "id": "m", "role": "assistant", "content": [], "model": ASKED["model"]}
-    start = {"type": "message_start", "message": {**message, "usage": usage}}
+    start = {"type": "message_start", "message": canned.message(content=[], stop_reason=None, usage=usage)}
     error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
     events = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in (start, error))
-
-    async def failing(claude):
-        with pytest.raises(anthropic.APIStatusError):
-            await stream_of_create(claude)
-
+    fails = failing(stream_of_create, anthropic.APIStatusError)
     with canned.served(lambda *_: (200, {"content-type": "text/event-stream"}, events.encode())) as client:
-        (call,) = asyncio.run(used(client.with_options(max_retries=0), failing)).calls.iter_rows(named=True)
+        (call,) = asyncio.run(used(client.with_options(max_retries=0), fails)).calls.iter_rows(named=True)
     assert (call["status"], call["error"], call["input_tokens"]) == (529, "overloaded_error", 11)
     assert not call["simulated"]
 
@@ -237,29 +228,38 @@ def test_a_refusal_without_output_costs_nothing():
 # limits learned from headers, and calls left alone
 
 
-def test_headers_teach_the_limits_and_each_group_has_its_own(api):
-    """The table assumed tier 1; the first answer gives the account's limits, for its model group alone."""
+def test_headers_teach_each_group_its_limits_and_a_watcher_shows_the_calls(api):
+    """The first answer gives the account's limits, for its model group alone; free calls and batches pass."""
 
-    async def three_models(claude):
+    async def calls(claude):
+        await claude.messages.count_tokens(model=ASKED["model"], messages=ASKED["messages"])
+        await claude.messages.batches.list()
+        await claude.models.list()
         await create(claude)
         sonnet = {"model": "claude-sonnet-5-5", "thinking": {"type": "between_tools"}}
         await claude.messages.create(**ASKED | sonnet)
         with pytest.raises(anthropic.NotFoundError):
             await claude.messages.create(**ASKED | {"model": "unheard-of"})
+        watch = cs.watch(claude)
+        watch.close()
+        assert watch.calls.equals(limiter_of(claude).calls)
+        assert "SIMULATED 2 of 3 calls answered, 0 in flight, 0 waiting" in repr(watch)
+        assert f"1 / {WIDE[0]:,}" in watch._repr_html_()
 
-    limiter = asyncio.run(used(api.client(), three_models, tier=1))
+    limiter = asyncio.run(used(api.client(), calls, tier=1))
     assert limiter.rates.schema == RATES
     requests = limiter.rates.filter(bucket="requests").drop("bucket")
     assert requests.rows() == [("haiku-5-5", 1, WIDE[0]), ("sonnet-5-5", 1, WIDE[0]), ("unheard-of", 1, 50)]
     assert limiter.api.clock.speed == SPEED
+    with pytest.raises(TypeError, match=r"claude = cs.limit\(client\)"):
+        cs.watch(api.client())
 
 
 def test_a_share_leaves_the_rest_to_others():
     """A tenth of sixty requests a minute: the second call waits ten seconds for the first."""
     with simulator(tier=(60, 10**6, 10**6), speed=SPEED) as api:
-        calls = asyncio.run(
-            used(api.client(), create, create, tier=replace(SLOW_LIMITS, requests_per_minute=60), share=0.1)
-        ).calls
+        run = used(api.client(), create, create, tier=table(60, 1e6, 1e6), share=0.1)
+        calls = asyncio.run(run).calls
     assert calls["waited_seconds"][1] > 5
 
 
@@ -268,17 +268,6 @@ def test_a_file_in_a_request_is_not_paced_by_its_length():
     source = {"type": "base64", "media_type": "image/png", "data": "A" * 10**7}
     image = {"messages": [{"role": "user", "content": [{"type": "image", "source": source}]}]}
     assert _characters(image) < 10_000 < _characters({"messages": [{"role": "user", "content": "A" * 10**5}]})
-
-
-def test_free_calls_and_batches_pass_through(api):
-    """Token counts, batches and lists are neither paced nor counted."""
-
-    async def free_calls(claude):
-        await claude.messages.count_tokens(model=ASKED["model"], messages=ASKED["messages"])
-        await claude.messages.batches.list()
-        await claude.models.list()
-
-    assert asyncio.run(used(api.client(), free_calls, create)).requests == 1
 
 
 def test_concurrency_caps_what_is_in_flight_and_the_users_middleware_stays():
@@ -307,22 +296,6 @@ def test_a_run_takes_the_limiter_off(api):
     assert limiter_of(claude).requests == 0
 
 
-def test_watch_shows_the_calls_of_a_limited_client(api):
-    """`cs.watch` shows the calls answered and the limits' remainders, and has the calls as a frame."""
-
-    async def watched(claude):
-        await create(claude)
-        watch = cs.watch(claude)
-        watch.close()
-        assert watch.calls.equals(limiter_of(claude).calls)
-        assert "SIMULATED 1 of 1 call answered, 0 in flight, 0 waiting" in repr(watch)
-        assert f"1 / {WIDE[0]:,}" in watch._repr_html_()
-
-    asyncio.run(used(api.client(), watched))
-    with pytest.raises(TypeError, match=r"claude = cs.limit\(client\)"):
-        cs.watch(api.client())
-
-
 def test_several_loops_one_after_the_other(api):
     """One client in successive `asyncio.run` calls keeps counts and buckets, each on its own loop."""
     http = httpx2.AsyncClient(limits=httpx2.Limits(max_keepalive_connections=0))
@@ -332,33 +305,26 @@ def test_several_loops_one_after_the_other(api):
     assert limiter_of(claude).answered == 3
 
 
-@pytest.mark.parametrize(
-    ("client", "options", "words"),
-    [
-        (anthropic.Anthropic, {}, r"cs.limit\(AsyncAnthropic\(...\)\), then await"),
-        (anthropic.AsyncAnthropic, {"tier": "gold"}, "no usage tier 'gold'"),
-        (anthropic.AsyncAnthropic, {"share": 0}, "share=0"),
-        (anthropic.AsyncAnthropic, {"concurrency": 0}, "concurrency=0"),
-    ],
-)
+UNUSABLE = [
+    (anthropic.Anthropic, {}, r"cs.limit\(AsyncAnthropic\(...\)\), then await"),
+    (anthropic.AsyncAnthropic, {"tier": "gold"}, "no usage tier 'gold'"),
+    (anthropic.AsyncAnthropic, {"share": 0}, "share=0"),
+    (anthropic.AsyncAnthropic, {"concurrency": 0}, "concurrency=0"),
+]
+
+
+@pytest.mark.parametrize(("client", "options", "words"), UNUSABLE)
 def test_what_cannot_be_limited_says_what_to_type(client, options, words):
     """A blocking client and invalid options raise before anything is sent."""
     with pytest.raises(PlanError, match=words):
         cs.limit(client(api_key="simulated"), **options)
 
 
-@pytest.mark.parametrize(
-    ("kind", "own"),
-    [
-        ("AsyncAnthropicAWS", {"api_key": "simulated", "aws_region": "us-east-1", "workspace_id": "w"}),
-        (
-            "AsyncAnthropicGoogleCloud",
-            {"project": "p", "workspace_id": "w", "token_provider": lambda: "token"},
-        ),
-    ],
-)
-def test_clients_of_the_clouds_are_limited(kind, own, api):
+def test_clients_of_the_clouds_are_limited(api):
     """AWS and Google use the same wire protocol, so their clients are paced and keep their class."""
-    client = getattr(anthropic, kind)(base_url=api.url, **own)
-    assert type(cs.limit(client)) is type(client)
-    assert asyncio.run(used(client, create)).answered == 1
+    common = {"base_url": api.url, "workspace_id": "w"}
+    aws = anthropic.AsyncAnthropicAWS(api_key="simulated", aws_region="us-east-1", **common)
+    google = anthropic.AsyncAnthropicGoogleCloud(project="p", token_provider=lambda: "token", **common)
+    for client in (aws, google):
+        assert type(cs.limit(client)) is type(client)
+        assert asyncio.run(used(client, create)).answered == 1

@@ -3,27 +3,25 @@
 import base64
 import hashlib
 import json
+from collections.abc import Iterable
 
 import polars as pl
 import pytest
+from anthropic.types.messages.batch_create_params import Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
+from running import a_plan, finished, simulator
 
 import claudescale as cs
 from claudescale.api import catalog
-from claudescale.errors import PlanError, RequestTooLarge
+from claudescale.errors import PlanError
 from claudescale.prompts.requests import NOT_SENT, REQUESTS, compile_prompt
 
-HAIKU, OLD, SONNET = "claude-haiku-5-5", "claude-haiku-4-5", "claude-sonnet-5-5"
-# fmt: off
-HOSTILE = [
-    "", "\x00 \r\n\t\x1f\x7f\x85\u2028\u2029", 'quote " \\ slash / </script>', "\\u0041 \\n",
-    "{text} {{text}}", '{"role":"user","content":"x"}', '"}]}', "x" * 9_000,
-    "\U0001f600\u200d\U0001f467 e\u0301\ufeff\u202e\uffff",
-]
-# fmt: on
+HAIKU, OLD = "claude-haiku-5-5", "claude-haiku-4-5"
+HOSTILE = ["", "\x00 \r\n\t\x1f\x7f\x85\u2028\u2029", 'quote " \\ slash / </script>', "\\u0041 \\n"]
+HOSTILE += ["{text} {{text}}", '"}]}', "\U0001f600\u200d\U0001f467 e\u0301\ufeff\u202e\uffff"]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.sampled_from([None, *HOSTILE])
 ONE = pl.DataFrame({"text": ["a"]})
 
@@ -32,10 +30,10 @@ def compiled(prompt, frame, model=HAIKU, **options):
     return compile_prompt(prompt, frame.collect_schema(), model=catalog.model(model), **options)
 
 
-def body_of(prompt="{text}", frame=ONE, row=0, **options):
+def body_of(**options):
     """Return the body of a row."""
-    work = compiled(prompt, frame, **options).work(frame, "api")
-    return json.loads(next(work.bodies(pl.Series([row]))))
+    work = compiled("{text}", ONE, **options).work(ONE, "api")
+    return json.loads(next(work.bodies(work.requests["row"])))
 
 
 def answers(*rows):
@@ -71,50 +69,11 @@ def test_rows_become_requests_and_answers_rows(template, texts, slice_rows, data
     assert results["error"].to_list() == [NOT_SENT if is_missing else None for is_missing in missing]
 
 
-def test_the_key_depends_on_everything_that_may_change_the_answer():
-    """Model, prompt, system, schema, parameters, effort, cell and API change the key; caching does not."""
-    options = {
-        "model": SONNET, "system": "Briefly.", "returns": pl.Enum(["a"]), "max_tokens": 5, "effort": "low",
-        "thinking": {"type": "adaptive"}, "examples": [("Hi", "there")], "params": {"stop_sequences": ["."]},
-    }  # fmt: skip
-
-    def key(prompt="Say {text}", frame=ONE, api="api", **options):
-        return compiled(prompt, frame, **options).work(frame, api).keys[0]
-
-    keys = [key(**{name: value}) for name, value in options.items()]
-    keys += [key(), key("Tell {text}"), key(api="another"), key(frame=pl.DataFrame({"text": ["b"]}))]
-    assert len({*keys}) == len(keys)
-    assert key(system="Briefly.", cache=True) == key(system="Briefly.")
-
-
-def test_a_request_over_32_mb_is_named_by_row_and_size():
-    """Size counts bytes as sent, with files in base64; the message has row and size and not the text."""
-    large = b"%PDF-1.4 /Type /Page" + bytes(24_000_000)
-    frame = pl.DataFrame({"file": [large[:100], None, large, large]})
-    with pytest.raises(RequestTooLarge, match=r"row 2 .* is 32,000") as raised:
-        compiled([cs.pdf("file")], frame).work(frame, "api")
-    assert len(str(raised.value)) < 300
-
-
-def test_results_can_be_the_next_input():
-    """Columns with our names keep their cells under the next free name, and a line says so."""
-    frame = pl.DataFrame({"reply": ["late", "fine"], "error": None, "reply_1": ["a", "b"], "simulated": True})
-    prompt = compiled("Is it bad? {reply}", frame, returns={"bad": pl.Boolean})
-    work = prompt.work(frame, "api")
-    results = work.results(answers((work.keys[1], '{"bad":false}', None)))
-    assert results.schema == prompt.results_schema(frame)
-    moved = results.select("reply_2", "error_1", "reply_1", "simulated_1")
-    assert_frame_equal(moved.rename(dict(zip(moved.columns, frame.columns, strict=True))), frame)
-    assert results["bad", "error"].rows() == [(None, NOT_SENT), (False, None)]
-    (note,) = prompt.notes(frame)
-    assert note.endswith("'reply' to 'reply_2', 'error' to 'error_1', 'simulated' to 'simulated_1'.")
-    field = compiled("{reply}", frame.select("reply"), returns={"reply_1": pl.String})
-    assert field.renamed == {"reply": "reply_2"}
-
-
 class Mood(BaseModel):
+    """What a customer feels."""
+
     label: str = Field(alias="the label")
-    sure: float
+    sure: float | None
 
 
 def test_examples_stand_before_the_row():
@@ -132,11 +91,6 @@ def test_examples_stand_before_the_row():
     assert body["system"] == "Briefly."  # the mark of the cache is after the examples
     block = {"type": "text", "text": "bad", "cache_control": {"type": "ephemeral"}}
     assert [turn["content"] for turn in body["messages"]] == ["Hi", "good", "Bye", [block], "a"]
-    for wrong in ("Hi", ["Hi"], [("Hi", 5)], [("", "a")], [()]):
-        with pytest.raises(PlanError, match="is not a pair of texts"):
-            compiled("{text}", ONE, examples=wrong)
-    with pytest.raises(PlanError, match="not what returns= asks for"):
-        compiled("{text}", ONE, returns=bool, examples=[("Hi", "maybe")])
 
 
 def test_a_system_prompt_is_filled_for_each_row():
@@ -153,96 +107,121 @@ def test_a_system_prompt_is_filled_for_each_row():
     assert work.prompt.shared_characters == 0
     assert work.prompt.sizes(frame.lazy()).equals(work.sizes)
     assert work.sizes["characters"].to_list() == [None, len(system) - 9, len(system) - 8]
-    with pytest.raises(PlanError, match=r"system= names a column 'langage'.*'language'.*\{\{langage\}\}"):
-        compiled("{text}", frame, system="Answer in {langage}.")
-    with pytest.raises(PlanError, match="prefix that all rows share"):
-        compiled("{text}", frame, system=system, cache=True)
 
 
 def test_samples_send_each_row_as_often():
-    """Each row has that many results, numbered from 1; the first is the request of an unsampled plan."""
-    frame = pl.DataFrame({"text": ["a", None, "b", "a"], "sample": 7, "message": "kept"})
+    """Each row has that many results, the first of a plan without; columns with our names are renamed."""
+    columns = {"sample": 7, "reply": "late", "reply_1": "early", "message": "kept"}
+    frame = pl.DataFrame({"text": ["a", None, "b", "a"], **columns})
     prompt = compiled("{text}", frame, samples=3)
     once, work = compiled("{text}", frame).work(frame, "api"), prompt.work(frame, "api")
     assert work.keys.gather_every(3).equals(once.keys)
     assert work.requests["key"].n_unique() == work.requests.height == 6
-    assert work.requests["row"].to_list() == [0, 0, 0, 2, 2, 2]
     assert prompt.sizes(frame.lazy()).drop_nulls().equals(work.sizes.drop_nulls())
     assert work.sizes.drop_nulls().select("requests", "rows").row(0) == (6, 9)
     results = work.results(answers((work.keys[1], "!", None)))
     assert results.schema == prompt.results_schema(frame)
     assert results["text"].to_list() == ["a"] * 3 + [None] * 3 + ["b"] * 3 + ["a"] * 3
     assert results["sample"].to_list() == [1, 2, 3] * 4
-    assert {*results["sample_1", "message"].rows()} == {(7, "kept")}
+    assert {*results["sample_1", "reply_2", "reply_1", "message"].rows()} == {(7, "late", "early", "kept")}
     assert results["reply"].is_not_null().arg_true().to_list() == [1, 10]
+    (note,) = prompt.notes(frame)
+    assert note.endswith("'reply' to 'reply_2', 'sample' to 'sample_1'.")
 
 
 # fields, tools and thinking
 
 TOOL = {"name": "tag", "input_schema": {"type": "object", "properties": {"label": {"type": "string"}}}}
 SEARCH = {"type": "web_search_20250305", "name": "web_search"}
-ENABLED = {"type": "enabled", "budget_tokens": 2_000}
-
-
-def plan(**options):
-    return cs.plan(ONE, "{text}", **{"model": HAIKU, **options})
-
-
-# fmt: off
 PARAMS = [
-    ({"extra_body": {"service_tier": "auto"}}, "straight into params"), ({"store": True}, "does not know"),
     ({"stop_sequence": ["a"]}, "Did you mean 'stop_sequences'"), (["stop_sequences"], "not a dict"),
-    ({"context_management": {}}, "billed separately"), ({"tool_choice": {"type": "any"}}, "use returns="),
-    ({"speed": "fast"}, "not priced"), ({"inference_geo": "eu"}, "'us' or 'global'"),
+    ({"tool_choice": {"type": "any"}}, "use returns="), ({"speed": "fast"}, "not priced"),
     ({"fallbacks": [{}]}, "own price"), ({"container": "c"}, "by the hour"),
-    ({"mcp_servers": [{}]}, "cost of their tools"),
-    ({"output_config": []}, "a dict"), ({"tools": {}}, "list of dicts"), ({"tools": [5]}, "list of dicts"),
+    ({"mcp_servers": [{}]}, "cost of their tools"), ({"inference_geo": "eu"}, "'us' or 'global'"),
+    ({"output_config": []}, "a dict"), ({"tools": [5]}, "list of dicts"),
     ({"tools": [TOOL]}, "'tag' must be run by your own code.*returns="),
     ({"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, "by the hour"),
-    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "run by your own code"),
     ({"tools": [{"type": "web_serch_20250305", "name": "web_search"}]}, "Did you mean"),
     ({"tools": [{"type": "web_search_20250305", "name": "search"}]}, "'name': 'web_search'"),
     ({"tools": [{**SEARCH, "max_uses": 0}]}, "from 1 on"),
-]
+]  # fmt: skip
 OPTIONS = [
-    ({"model": OLD, "params": {"inference_geo": "global"}}, r"4\.6"), ({"samples": 0}, "samples="),
-    ({"model": SONNET, "thinking": {"type": "disabled"}}, "between_tools"),
+    ({"model": OLD, "params": {"inference_geo": "global"}}, r"4\.6"), ({"samples": 1.5}, "samples="),
     ({"thinking": {"type": "adaptive", "budget_tokens": 2_000}}, "'budget_tokens'"),
-    ({"model": OLD, "thinking": ENABLED, "max_tokens": 2_000}, "to below max_tokens=2,000"),
-    ({"thinking": True}, "It takes 'adaptive'"), ({"samples": 1.5}, "samples="),
-    ({"model": OLD, "max_tokens": 64_001}, "1 to 64,000 tokens"), ({"max_tokens": True}, "whole number"),
-]
-# fmt: on
+    ({"thinking": True}, "It takes 'adaptive'"), ({"max_tokens": True}, "whole number"),
+    ({"examples": "Hi"}, "not a pair"), ({"examples": [("Hi", 5)]}, "not a pair of texts"),
+    ({"examples": [("Hi", "maybe")], "returns": bool}, "not what returns= asks for"),
+    ({"system": "In {txt}."}, r"system= names a column 'txt'.*'text'.*\{\{txt\}\}"),
+    ({"system": "In {text}.", "cache": True}, "prefix that all rows share"),
+]  # fmt: skip
+OPTIONS += [({"params": params}, words) for params, words in PARAMS]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"), [*(({"params": each}, words) for each, words in PARAMS), *OPTIONS]
-)
+@pytest.mark.parametrize(("options", "words"), OPTIONS)
 def test_what_cannot_be_sent_or_priced_is_refused_before(options, words):
     """A request that the API would always refuse or no bill could price is a PlanError that says why."""
     with pytest.raises(PlanError, match=words):
-        plan(**options)
-
-
-def test_an_option_left_unset_is_absent():
-    """None at the top of params changes neither the request nor its key; a nested None stays."""
-    unset = plan(params=dict.fromkeys(("stop_sequences", "service_tier", "model", "unheard_of")))
-    assert unset.requests.equals(plan().requests)
-    assert body_of(params={"metadata": {"user_id": None}})["metadata"] == {"user_id": None}
+        compiled("{text}", ONE, **options)
 
 
 def test_what_costs_more_than_it_seems_is_noted():
     """Fields called reasoning, thinking or trace, web tools, and base64 as text each get a note."""
 
     def notes(frame=ONE, **options):
-        return [*cs.plan(frame, "{text}", model=HAIKU, **options).compiled.prompt.notes(frame)]
+        return [*compiled("{text}", frame, **options).notes(frame)]
 
-    for returns in ({"Trace": pl.String}, {"a": pl.List(pl.Struct({"thinking": pl.String}))}):
-        assert "reasoning_extraction" in notes(returns=returns)[0]
+    assert "reasoning_extraction" in notes(returns={"a": pl.List(pl.Struct({"Thinking": pl.String}))})[0]
     assert notes(returns={"why": pl.String}, system="Trace.") == []
     searching = {"tools": [{**SEARCH, "max_uses": 2}]}
     assert "each search has a fee" in notes(params=searching)[0]
-    charges = plan(params=searching).compiled.prompt.charges
+    charges = compiled("{text}", ONE, params=searching).charges
     assert (charges.searches, charges.turns) == (2, 3)
-    encoded = base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR").decode()
+    encoded = base64.b64encode(PNG).decode()
     assert "cs.image('text')" in notes(pl.DataFrame({"text": [encoded]}))[0]
+
+
+# a row of each kind, as the SDK's own types accept it
+
+REQUEST = TypeAdapter(Request)  # for a batch; its params are a live call's
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x1c\0\0\0\x1c\x08\x02"
+FRAME = pl.DataFrame(
+    {"text": ["late again"], "language": ["German"], "photo": [PNG], "file": [b"%PDF-1.7 << /Type /Page >>"]}
+    | {"url": ["https://example.org/a"], "id": ["file_011"]}
+)
+NAME_IT, PAIRS = "Name it: {text}", [("works", "praise"), ("late", "complaint")]
+KINDS = [
+    {"system": "You are brief. " * 400, "cache": True},
+    {"system": "Answer in {language}.", "samples": 3},
+    {"prompt": [cs.image("photo"), cs.pdf("file"), NAME_IT], "examples": PAIRS},
+    {"prompt": [cs.image("url"), cs.pdf("url"), NAME_IT]},
+    {"prompt": [cs.image("id", kind="file_id"), cs.pdf("id", kind="file_id"), NAME_IT]},
+    {"examples": PAIRS, "system": "Be brief.", "cache": True},
+    {"examples": [("works", Mood(**{"the label": "glad"}, sure=1))], "returns": Mood},
+    {"thinking": {"type": "adaptive"}, "effort": "high", "returns": bool},
+    {"params": {"stop_sequences": ["END"], "tools": [SEARCH], "service_tier": None}},
+    {"returns": {"label": pl.Enum(["good", "bad"]), "sure": pl.Float64 | None, "on": pl.Date}},
+    {"returns": list[Mood]},
+]
+
+
+def read(value):
+    """Return a validated value and its content: the types validate an Iterable only when it is read."""
+    if isinstance(value, dict):
+        return {name: read(inner) for name, inner in value.items()}
+    is_list = isinstance(value, Iterable) and not isinstance(value, str)
+    return [read(inner) for inner in value] if is_list else value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["live", "batch"])
+def test_a_row_of_each_kind_is_of_the_sdk_s_types_and_answered(mode):
+    """No field is unknown to the types, which would drop it; each reply has the requested form."""
+    with simulator(speed=600, batch_seconds=6) as api:
+        for options in KINDS:
+            plan = a_plan(FRAME, **{"prompt": NAME_IT, "max_tokens": 1_000, "mode": mode, **options})
+            for key, params in plan.requests.iter_rows():
+                request = {"custom_id": key, "params": json.loads(params)}
+                assert read(REQUEST.validate_python(request, strict=True)) == request
+            results = finished(plan, api.client()).results
+            assert results.height == plan.requests.height
+            assert results["reply"].null_count() == results["error"].count() == 0, options

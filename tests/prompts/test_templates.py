@@ -3,14 +3,17 @@
 import base64
 import json
 import struct
+import subprocess
+import sys
 import zlib
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from pathlib import Path
 
+import anthropic
 import polars as pl
 import pytest
 import vl_convert
-from running import a_plan
+from running import a_plan, finished
 
 import claudescale as cs
 from claudescale.api import catalog
@@ -26,36 +29,23 @@ def rendered(prompt, frame):
     return frame.select(content=text_of(prompt, frame.schema).content)["content"].to_list()
 
 
-# fmt: off
 CELLS = [
-    (["a", None], pl.String, ["a", None]), ([255], pl.UInt8, ["255"]), ([True], pl.Boolean, ["true"]),
-    ([0.1, 1e20, float("nan")], pl.Float64, ["0.1", "1e+20", "NaN"]), (["b"], pl.Categorical, ["b"]),
-    ([date(2026, 1, 31)], pl.Date, ["2026-01-31"]), ([NOON], pl.Datetime, ["2026-01-31 12:00:00"]),
+    (["a", None], pl.String, ["a", None]), ([True], pl.Boolean, ["true"]), (["b"], pl.Enum(["b"]), ["b"]),
     ([NOON.replace(microsecond=500_000)], pl.Datetime, ["2026-01-31 12:00:00.500"]),
     ([NOON.replace(tzinfo=UTC)], pl.Datetime("us", "Europe/Berlin"), ["2026-01-31 13:00:00+01:00"]),
     ([time(9, 30)], pl.Time, ["09:30:00"]), ([timedelta(days=1, seconds=3)], pl.Duration, ["1d 3s"]),
-    ([Decimal("1.50")], pl.Decimal(10, 2), ["1.50"]),
-    (["Unknown"], pl.Enum(["Unknown"]), ["Unknown"]),
     ([["a", '"'], [], None], pl.List(pl.String), ['["a","\\""]', "[]", None]),
-    ([[1, 2]], pl.Array(pl.Int64, 2), ["[1,2]"]),
     ([{"a": 1, "b": None}, None], pl.Struct({"a": pl.Int64, "b": pl.Date}), ['{"a":1,"b":null}', None]),
     ([[{"a": date(2026, 1, 31)}]], pl.List(pl.Struct({"a": pl.Date})), ['[{"a":"2026-01-31"}]']),
-]
+]  # fmt: skip
 WRONG = [  # besides those of the golden errors
-    ("first\n}", UnknownColumn, r"'\}'"), ('{"label": "a"} {text}', UnknownColumn, "in JSON, double"),
-    ("{text:>10}", UnknownColumn, "Did you mean 'text'"), ("{{text}}", BadTemplate, "names no column"),
-    (pl.col("text", "rating"), BadTemplate, "gives String, Int64"),
-    (pl.col("text").filter(pl.col("rating") > 1), BadTemplate, "one per row"),
+    ('{"label": "a"} {text}', UnknownColumn, "in JSON, double"), ("{data}", BadTemplate, "'data'.* not text"),
     (pl.col("text") + pl.col("rating").dt.year(), BadTemplate, "does not fit the frame"),
-    ("{data}", BadTemplate, "The column .data. .* not text"), ([], BadTemplate, "names no column"),
     (["What is it?"], BadTemplate, "names no column"), ([cs.image("photo"), 5], BadTemplate, "of type int"),
-    ([cs.image("photo"), pl.col("photo")], BadTemplate, "of type Expr"),
     ([cs.image("foto")], UnknownColumn, "'foto'.* Did you mean 'photo'"),
     ([cs.image("rating")], BadTemplate, "the column is Int64"),
     ([cs.image("raw", kind="path")], BadTemplate, r"cs.image\('raw', kind='path'\): the column is Binary"),
-    ([cs.image("photo", kind="jpg")], BadTemplate, "kind= in 'path', 'url', 'file_id'"),
-]
-# fmt: on
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("cells", "dtype", "texts"), CELLS, ids=str)
@@ -64,7 +54,7 @@ def test_a_column_of_any_type_reads_well(cells, dtype, texts):
     assert rendered("{column}", pl.DataFrame({"column": pl.Series(cells, dtype=dtype)})) == texts
 
 
-@pytest.mark.parametrize("name", ["*", "^.*$", "a.b", "a[0]", "a:b", "a!r", "\u00e9\U0001f600", " "])
+@pytest.mark.parametrize("name", ["*", "^.*$", "a[0]", "a!r", " "])
 def test_a_column_of_any_name_can_be_named_and_doubled_braces_are_text(name):
     """Names that look like Polars patterns or str.format syntax are plain names here."""
     frame = pl.DataFrame({name: ["cell"], "other": ["wrong"]})
@@ -85,15 +75,13 @@ def test_a_prompt_that_cannot_be_read_says_what_to_type(prompt, error, words):
 
 
 def test_expressions_give_the_text():
-    """A Polars expression is the prompt; labels count as text, and a constant goes to every row."""
+    """A Polars expression is the prompt; it may look at other rows, and a constant goes to every row."""
 
     def shout(texts):  # a user's function that does not accept nulls
         return pl.Series([text.upper() for text in texts])
 
-    kinds = pl.Series(["x", "y"], dtype=pl.Enum(["x", "y"]))
-    frame = pl.DataFrame({"text": ["a", None], "n": [1, 2], "kind": kinds})
+    frame = pl.DataFrame({"text": ["a", None], "kind": pl.Series(["x", "y"], dtype=pl.Enum(["x", "y"]))})
     assert rendered(pl.col("kind").map_batches(shout, return_dtype=pl.String), frame) == ["X", "Y"]
-    assert rendered(pl.format("{}-{}", "text", "n"), frame) == ["a-1", None]
     assert rendered(pl.col("kind"), frame) == ["x", "y"]
     assert rendered(pl.col("text").shift(1), frame) == [None, "a"]
     constant = text_of(pl.lit("same"), frame.schema).content
@@ -119,27 +107,23 @@ def packed(pages):
     return b"%PDF-1.7\n1 0 obj << /Type /ObjStm /N 9 >> stream\n" + objects + b"\nendstream"
 
 
-JPEG = b"\xff\xd8\xff\xe1\0\x06Exif\xff\xc2\0\x11\x08" + struct.pack(">HH", 300, 200)
 VP8 = b"\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 200, 300)
 VP8L = b"\x2f" + struct.pack("<I", 199 | 299 << 14)
 SCANS = b"%PDF-1.4 << /Type /Pages >> << /Type /Page >> << /Type/Page/A 1 >>"
 
 
-# fmt: off
 FILES = [
-    (cs.image, png(1024, 1024), HAIKU, "image/png", 1_369),  # as counted by Anthropic, on 4.5 and on 5.5
-    (cs.image, png(1024, 1024), OLD, "image/png", 1_369),
+    (cs.image, png(1024, 1024), HAIKU, "image/png", 1_369),  # as counted by Anthropic
     (cs.image, png(4000, 3000), HAIKU, "image/png", 3_500),
     (cs.image, png(4000, 3000), OLD, "image/png", 1_600),  # scaled down: about this many, at most
-    (cs.image, JPEG, HAIKU, "image/jpeg", 88), (cs.image, webp(b"VP8 ", VP8), HAIKU, "image/webp", 88),
+    (cs.image, webp(b"VP8 ", VP8), HAIKU, "image/webp", 88),
     (cs.image, b"GIF89a" + struct.pack("<HH", 200, 300), HAIKU, "image/gif", 88),
     (cs.image, webp(b"VP8L", VP8L), HAIKU, "image/webp", 88),
     (cs.image, webp(b"VP8X", b"\0\0\0\0\xc7\0\0\x2b\x01\0"), HAIKU, "image/webp", 88),
     (cs.image, vl_convert.svg_to_jpeg(SVG), HAIKU, "image/jpeg", 88),
     (cs.pdf, packed(3), HAIKU, "application/pdf", 6_900), (cs.pdf, SCANS, HAIKU, "application/pdf", 3_200),
     (cs.pdf, vl_convert.svg_to_pdf(SVG), HAIKU, "application/pdf", 1_600),
-]
-# fmt: on
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "data", "model", "media_type", "tokens"), FILES)
@@ -204,14 +188,51 @@ def test_what_cannot_be_read_is_an_error_of_its_row(frame):
     assert work_of(damaged, [cs.image("photo")]).unsent["error"].to_list() == ["file_unreadable"] * 2
 
 
-@pytest.mark.parametrize("change", [png(280, 280, b"changed"), None])
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(png(280, 280, b"changed"))])
 def test_files_are_read_when_their_row_is_sent(frame, tmp_path, change):
     """None is held in memory before; one that changed or vanished after the keys were made is not sent."""
     work = work_of(frame)
-    (tmp_path / "b.png").unlink()
-    if change is not None:
-        (tmp_path / "b.png").write_bytes(change)
+    change(tmp_path / "b.png")
     bodies = work.bodies(work.requests["row"])
     assert next(bodies).startswith(b'{"model"')
     with pytest.raises(FileChanged, match="has changed"):
         next(bodies)
+
+
+IMAGES = 200
+MEGABYTES = 50.0  # of memory at most; all files together, in base64, are more
+STATUS = Path("/proc/self/status")
+
+
+def megabytes(what):
+    """Return the memory of this process, now (VmRSS) or at its highest (VmHWM)."""
+    return int(STATUS.read_text(encoding="ascii").split(f"{what}:")[1].split()[0]) / 1_024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATUS.exists(), reason="memory is read as Linux tells it")
+def test_a_run_over_many_files_holds_few_of_them(tmp_path):
+    """All rows are answered once, at about the estimate; only a few files are in memory at once."""
+    command = [sys.executable, "-m", "claudescale.simulator", "--speed=2000", "--batch-seconds=60"]
+    photos = [tmp_path / f"{number}.png" for number in range(IMAGES)]
+    for number, photo in enumerate(photos):
+        photo.write_bytes(png(240, 240, bytes([number]) * 300_000))
+    frame = pl.DataFrame({"photo": map(str, photos), "file": PAPER, "note": "cracked"})
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:  # with a memory of its own
+        try:
+            url = server.stdout.readline().split("ANTHROPIC_BASE_URL=")[1].split()[0]
+            client = anthropic.AsyncAnthropic(base_url=url, api_key="simulated")
+            for mode in ("live", "batch"):
+                plan = a_plan(frame, PROMPT, mode=mode, concurrency=8)
+                finished(plan.head(4), client)  # the imports of a first run are not memory of files
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the highest so far
+                before = megabytes("VmRSS")
+                run = finished(plan, client)
+                assert megabytes("VmHWM") - before < MEGABYTES
+                assert run.results["error"].null_count() == run.results["reply"].count() == IMAGES
+                assert run.attempts.height == IMAGES
+                assert run.job.work.requests["bytes"].sum() > 1.2 * MEGABYTES * 1e6
+                estimate = plan.options.filter(mode=mode)["dollars"].item()
+                assert run.counts.dollars == pytest.approx(estimate, rel=0.1)
+        finally:
+            server.terminate()
