@@ -22,9 +22,8 @@ def check_drawn_whole(drawing):
     """
     drawn = vl_convert.vegalite_to_svg(drawing | {"background": "white"}, vl_version="5.8")
     assert 300 < float(re.search(r'width="([\d.]+)"', drawn)[1]) <= 640
-    assert [
-        label for label in re.findall(r"<(?:text|tspan)[^>]*>([^<]+)<", drawn) if UNREADABLE.search(label)
-    ] == []
+    labels = re.findall(r"<(?:text|tspan)[^>]*>([^<]+)<", drawn)
+    assert [label for label in labels if UNREADABLE.search(label)] == []
     assert "black" not in json.dumps(drawing)
 
 
@@ -43,13 +42,10 @@ def under_way(*, state="running", minutes=0.0, in_flight=None, job=(), **counts)
     """Return a run in progress with these counts and job fields; nothing is sent."""
     run, meter = Run.__new__(Run), Meter()
     vars(meter).update(counts)
-    pacer = in_flight and types.SimpleNamespace(in_flight=in_flight[0], window=in_flight[1])
-    knows = dict.fromkeys(["estimate", "expected", "ends"]) | {
-        "simulated": False,
-        "asked": "",
-        "pacer": pacer,
-    }
-    knows |= {"clock": Clock(), "limits": WIDE_LIMITS, "meter": meter, "minutes": minutes, **dict(job)}
+    knows = dict.fromkeys(["estimate", "expected", "ends", "pacer"]) | {"simulated": False, "asked": ""}
+    knows |= {"clock": Clock(), "limits": WIDE_LIMITS, "meter": meter, "minutes": minutes}
+    if in_flight:
+        knows["pacer"] = types.SimpleNamespace(in_flight=in_flight[0], window=in_flight[1])
     run.plan, run.path, run.state, run.stopped_by = a_plan(reviews(9)), None, state, None
-    run.job = types.SimpleNamespace(**knows)
+    run.job = types.SimpleNamespace(**knows | dict(job))
     return run

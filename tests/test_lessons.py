@@ -1,7 +1,5 @@
 """The texts that lessons use, and the folder in which they work."""
 
-from __future__ import annotations
-
 import inspect
 import io
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The notebooks as files: executed, saved with outputs, checked figures, no traces of a person."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re
@@ -16,25 +14,18 @@ from nbval.plugin import get_sanitize_patterns
 import claudescale as cs
 
 ROOT = Path(__file__).resolve().parent.parent
-ALL = sorted((ROOT / "notebooks").glob("*.ipynb"))
-CELLS = range(20, 37)
-EXERCISES = range(2, 4)
-LONGEST_CELL_LINES = 15
-MEDIAN_CELL_LINES = 4
 IMPORTS = {"IPython", "altair", "anthropic", "claudescale", "polars", "pydantic"} | sys.stdlib_module_names
-each_notebook = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+CONFTEST = runpy.run_path(str(ROOT / "notebooks" / "conftest.py"))
+SOLUTION = CONFTEST["SOLUTION"]
+each_notebook = pytest.mark.parametrize(
+    "path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
 
 
-def notebook(path):
-    """Return a notebook, each source as one text."""
-    read = json.loads(path.read_text(encoding="utf-8"))
-    for cell in read["cells"]:
-        cell["source"] = "".join(cell["source"])
-    return read
-
-
-def code_cells(path):
-    return [cell for cell in notebook(path)["cells"] if cell["cell_type"] == "code"]
+def cells_of(path, kind=""):
+    """Return a notebook's cells, of this kind if one is given, each source as one text."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell | {"source": "".join(cell["source"])} for cell in cells if kind in cell["cell_type"]]
 
 
 def with_tag(cells, tag):
@@ -42,35 +33,27 @@ def with_tag(cells, tag):
 
 
 @each_notebook
-def test_a_notebook_is_saved_as_it_ran(path):
-    """Every cell ran once, from top to bottom, none failed, and nothing shows who ran it, or when."""
-    cells, saved = code_cells(path), path.read_text(encoding="utf-8")
+def test_a_lesson_is_short_and_saved_as_it_ran(path):
+    """Its cells ran once, from top to bottom, none failed, nothing shows who ran them; one is compared."""
+    cells, saved = cells_of(path, "code"), path.read_text(encoding="utf-8")
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert "error" not in {output["output_type"] for cell in cells for output in cell["outputs"]}
-    assert re.findall(r"/home/\w+|/root/|/Users/\w+|/tmp/\w+|sk-ant-\w+", saved) == []
-    assert "widgets" not in notebook(path)["metadata"]
-    assert [cell["source"] for cell in cells if "execution" in cell["metadata"]] == []
-
-
-@each_notebook
-def test_a_lesson_is_short_and_has_a_checked_figure(path):
-    """It has 20 to 36 cells; no code cell is over 15 lines, half have four at most, one is compared."""
-    cells = code_cells(path)
+    assert re.findall(r"/home/\w+|/root/|/Users/\w+|/tmp/\w+|sk-ant-\w+|\"execution\": ", saved) == []
+    assert "widgets" not in json.loads(saved)["metadata"]
     lines = [len(cell["source"].splitlines()) for cell in cells]
-    assert len(notebook(path)["cells"]) in CELLS
-    assert max(lines) <= LONGEST_CELL_LINES
-    assert statistics.median(lines) <= MEDIAN_CELL_LINES
+    assert max(lines) <= 15
+    assert statistics.median(lines) <= 4
+    assert 20 <= len(cells_of(path)) <= 36
     assert with_tag(cells, "nbval-check-output")
-    assert [cell["source"] for cell in cells if "NBVAL" in cell["source"]] == []
 
 
 @each_notebook
 def test_an_exercise_has_a_task_a_place_a_check_and_a_solution(path):
     """A lesson has two or three, after its heading "On your own", each of four cells in this order."""
-    cells = notebook(path)["cells"]
+    cells = cells_of(path)
     exercises = with_tag(cells, "exercise")
     headings = [number for number, cell in enumerate(cells) if "## On your own" in cell["source"]]
-    assert len(exercises) in EXERCISES
+    assert len(exercises) in {2, 3}
     assert max(headings) < min(exercises)
     for number in exercises:
         task, place, check, solution = cells[number - 1 : number + 3]
@@ -84,28 +67,23 @@ def test_an_exercise_has_a_task_a_place_a_check_and_a_solution(path):
 @each_notebook
 def test_a_lesson_lives_on_public_names(path):
     """It imports only what a reader has, uses no internal name, and links to existing files."""
-    cells = notebook(path)["cells"]
-    sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
-    sources += [match[1] for cell in cells if (match := SOLUTION.fullmatch(cell["source"]))]
-    nodes = [*ast.walk(ast.parse("\n".join(sources)))]
+    sources = [cell["source"] for cell in cells_of(path, "code")]
+    prose = "\n\n".join(cell["source"] for cell in cells_of(path, "markdown"))
+    nodes = [*ast.walk(ast.parse("\n".join([*sources, *SOLUTION.findall(prose)])))]
     plain = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
-    froms = {
-        (node.module, each.name) for node in nodes if isinstance(node, ast.ImportFrom) for each in node.names
-    }
-    assert {name.partition(".")[0] for name in plain | {module for module, _ in froms}} <= IMPORTS
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert {name.partition(".")[0] for name in plain | {node.module for node in froms}} <= IMPORTS
     assert [name for name in plain if name.startswith("claudescale.")] == []
-    assert {each for each in froms if each[0].startswith("claude")} <= {("claudescale", "lessons")}
+    ours = [node for node in froms if node.module.startswith("claude")]
+    assert {ast.unparse(node) for node in ours} <= {"from claudescale import lessons"}
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     assert [node.attr for node in attributes if node.attr in {"compiled", "job"} or node.attr[0] == "_"] == []
     used = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "cs"}
     assert used <= {*cs.__all__, "__version__"}
-    prose = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
     links = re.findall(r"\]\(([^):]+)\)", prose)
     assert [link for link in links if not (path.parent / link.partition("#")[0]).is_file()] == []
 
 
-CONFTEST = runpy.run_path(str(ROOT / "notebooks" / "conftest.py"))
-SOLUTION = CONFTEST["SOLUTION"]
 SOLVED = "<details><summary>Solution</summary>\n\n```python\nanswer = 2\n```\n\n</details>"
 
 

@@ -1,7 +1,5 @@
 """Printed text is plain enough for a stream of any encoding."""
 
-from __future__ import annotations
-
 import io
 import sys
 

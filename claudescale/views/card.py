@@ -83,9 +83,8 @@ class Card:
         for first, *others in table:
             figures = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
             lines.append("  ".join(["", first.ljust(widths[0]), *figures]).rstrip())
-        return printable(
-            _plain("\n".join([self.title, *lines, *self._footnotes, *filter(None, [self._next])]))
-        )
+        following = [f"Next: {self._next}"] if self.next else []
+        return printable(_plain("\n".join([self.title, *lines, *self._footnotes, *following])))
 
     def html(self) -> str:
         """Return the facts as HTML."""

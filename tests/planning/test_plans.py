@@ -141,7 +141,7 @@ def test_the_card_hides_the_rows_and_escapes_the_rest():
     assert "&lt;b&gt;me&lt;/b&gt;" in html
     assert "<b>" not in html
     assert len(text.splitlines()) <= 12
-    assert text.splitlines()[-1] == "pilot = cs.wait(plan.sample(50).run(client))"
+    assert text.splitlines()[-1] == "Next: pilot = cs.wait(plan.sample(50).run(client))"
 
 
 def test_without_a_client_one_is_made(monkeypatch, capsys):

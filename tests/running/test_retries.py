@@ -179,7 +179,7 @@ def test_the_card_says_what_failed_and_what_to_type():
         run = finished(plan, api.client())
         refused = (run.results["error"] == "refusal").sum()
         *_, failed, again = repr(run).splitlines()
-        assert again == "run = cs.wait(plan.retry(run, max_tokens=80).run(client, ledger=None))"
+        assert again == "Next: run = cs.wait(plan.retry(run, max_tokens=80).run(client, ledger=None))"
         for words in (
             "2 cut off at max_tokens=20",
             f"{refused} refused by the model",

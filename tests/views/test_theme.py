@@ -1,7 +1,5 @@
 """Our charts are Altair charts: they compose, carry the theme, and display offline, anywhere."""
 
-from __future__ import annotations
-
 import base64
 import json
 import struct
@@ -17,11 +15,9 @@ from claudescale.views.theme import Across, Down, Picture, chart, picture
 VEGA_LITE = "application/vnd.vegalite.v5+json"
 
 
-def drawn(**properties):
+def drawn():
     """Return a small picture."""
-    return picture(
-        [chart(pl.DataFrame({"x": [1.0]})).mark_point().encode(x="x:Q")], "One point", **properties
-    )
+    return picture([chart(pl.DataFrame({"x": [1.0]})).mark_point().encode(x="x:Q")], "One point")
 
 
 @pytest.mark.slow

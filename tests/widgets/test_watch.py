@@ -38,45 +38,6 @@ def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
     assert requests()[0] == []
 
 
-def test_a_run_with_a_share_is_drawn_against_its_share_of_the_limits():
-    """Half the limits are the line that it must keep below."""
-    with simulator() as api:
-        run = finished(a_plan(reviews(3), share=0.5), api.client())
-    half = f"limit {run.limits.requests_per_minute / 2:,.0f}"
-    picture = Watch(run)._picture()["application/vnd.vegalite.v5+json"]
-    assert half in picture["vconcat"][0]["title"]["text"]
-
-
-def test_what_a_watcher_takes_is_imported_before_the_first_call(monkeypatch):
-    """In a notebook a run prepares for being watched when it is made, not while calls are in flight."""
-    prepared = []
-    monkeypatch.setattr(loops, "in_notebook", lambda: True)
-    monkeypatch.setattr(watch, "prepare", lambda: prepared.append("imports"))
-    with simulator() as api:
-        run = a_plan(reviews(3)).start(api.client(), ledger=None, progress=False)
-        assert prepared == ["imports"]
-        cs.wait(run)
-
-
-def test_a_watcher_that_is_closed_follows_no_longer(monkeypatch):
-    """The run goes on, and nothing of the watcher is left in the background."""
-    monkeypatch.setattr(watch, "LINE_SECONDS", 0.2)
-
-    async def watched(api):
-        run = a_plan(reviews(50), concurrency=1).start(api.client(), ledger=None, progress=False)
-        watcher = cs.watch(run)
-        await until(lambda: watcher.refreshes)
-        watcher.close()
-        async with asyncio.timeout(5):
-            await until(lambda: not any(one.name == "claudescale-watch" for one in threading.enumerate()))
-        await until(lambda: run.state == "running")
-        run.stop()
-        await run
-
-    with simulator(latency=10.0) as api:
-        asyncio.run(watched(api))
-
-
 def test_only_a_run_can_be_watched():
     """Anything but a run or a limited client is refused with what to type."""
     with pytest.raises(TypeError, match=r"plan\.start\(client\).*cs\.limit\(client\).*not this str"):
@@ -136,9 +97,10 @@ def test_a_watched_run_outside_a_notebook_prints_lines(capsys):
 def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page, monkeypatch):
     """New figures, also after the interrupt of another cell; then saved output, and the widgets close.
 
-    A closed watcher leaves a table and a picture of the run at that moment, and the run continues.
+    A closed watcher leaves a table and a picture of the run at that moment, and the run continues. What a
+    watcher takes is imported before the first call.
     """
-    interrupts, real, watchers = iter([KeyboardInterrupt] * 2), watch.drawn, []
+    interrupts, real, watchers, prepared = iter([KeyboardInterrupt] * 2), watch.drawn, [], []
 
     def drawn(*given):
         if threading.current_thread().name == "claudescale-watch":
@@ -147,8 +109,10 @@ def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page, monkeypa
         return real(*given)
 
     monkeypatch.setattr(watch, "drawn", drawn)
+    monkeypatch.setattr(watch, "prepare", lambda: prepared.append("imports"))
 
     async def steps(run):
+        assert (prepared, run.counts.requests) == (["imports"], 0)
         watchers.extend([Watch(run), Watch(run)])
         await until(lambda: run.counts.answered and all(watcher.refreshes > 2 for watcher in watchers))
         watchers[1].close()
@@ -170,33 +134,34 @@ def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page, monkeypa
 
 @pytest.mark.slow
 def test_a_finished_run_is_shown_at_once(page):
-    """It has nothing to follow: no widget, no thread; as the last line of its cell it is shown once."""
+    """It has nothing to follow: no widget, no thread; it is shown once, against its share of the limits."""
     with simulator() as server:
-        watcher = cs.watch(finished(a_plan(reviews(3)), server.client()))
+        run = finished(a_plan(reviews(3), share=0.5), server.client())
+    watcher = cs.watch(run)
     watcher._ipython_display_()
-    assert [set(each) & {"text/html", "image/png"} for each in page.shown] == [{"text/html"}, {"image/png"}]
-    assert (watcher.refreshes, followers()) == (0, [])
+    table, picture = page.shown
+    assert (set(table), watcher.refreshes, followers()) == ({"text/html", "text/plain"}, 0, [])
+    half = f"limit {run.limits.requests_per_minute / 2:,.0f}"
+    assert half in picture["application/vnd.vegalite.v5+json"]["vconcat"][0]["title"]["text"]
 
 
 STUCK = {"rows": 5, "mode": "batch", "tier": "start", "concurrency": None, "faults": {"batch_stuck": 1.0}}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "names", "words", "state"),
-    [({}, ["stop"], "Send nothing", "stopped"), (STUCK, ["stop", "leave"], "continue at the API", "left")],
-)
-def test_a_button_stops_the_run_or_leaves_its_batches(page, options, names, words, state):
+@pytest.mark.parametrize(("options", "names", "words"), [
+    ({}, ["stop"], "Send nothing"), (STUCK, ["stop", "leave"], "continue at the API"),
+])  # fmt: skip
+def test_a_button_stops_the_run_or_leaves_its_batches(page, options, names, words):
     """A live run has Stop; one with batches has a second button, which leaves them at the API."""
 
     async def steps(run):
         panel = Watch(run)._panel
         await (run.submitted() if options else until(lambda: run.counts.answered))
         assert list(panel.buttons) == names
-        button = panel.buttons[names[-1]]
-        assert words in button.tooltip
-        button.click()
-        assert run.job.asked == names[-1]
+        assert words in panel.buttons[names[-1]].tooltip
+        panel.buttons[names[-1]].click()
 
+    state = {"stop": "stopped", "leave": "left"}[names[-1]]
     assert follow(steps, **options).state == state
     assert f"Run {state}" in dict(page.updates)[1]["text/html"]
