@@ -5,8 +5,8 @@ import json
 import pytest
 from canned import error, message
 
-from claudescale.api.answers import Answer, StreamedMessage, text_of, usage_of, verdict, verdict_on_result
-from claudescale.api.catalog import ERRORS as FACTS
+from claudescale.api import answers
+from claudescale.api.answers import Answer, usage_of, verdict
 from claudescale.simulator.wire import event, events
 
 HTML = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
@@ -19,99 +19,81 @@ def body(kind="invalid_request_error", words="no", code=None):
     return json.dumps(error(kind, words, **({"error_code": code} if code else {}))).encode()
 
 
-def message_body(text="fine", **changes):
-    """Return the body of a Message."""
-    return json.dumps(message(text, **changes)).encode()
-
-
 ODD = b'{"error": {"type": [], "details": {"error_code": {}}}}'
 SPENT = "You have reached your API usage limits until 2026-12-01."
 WORKSPACE = "You have reached your specified workspace API usage limits."
-CAP = body("rate_limit_error", code="enforced_spend_limit_reached")
 MISSING = body("not_found_error", "model: x")
-ERRORS = [  # status, headers, body, outcome, error, final
-    (400, {}, body(), "failed", "invalid_request_error", True),
-    (400, {}, body(words=WORKSPACE), "stop", "spend_limit_reached", False),
-    (429, {}, body("rate_limit_error", SPENT), "stop", "spend_limit_reached", False),
-    (400, {}, body(words="Your credit balance is too low."), "stop", "billing_error", False),
-    (400, {}, body(words="This organization has been disabled."), "stop", "account_disabled", False),
-    (400, {}, body(code="cmek_key_unreachable"), "overloaded", "cmek_key_unreachable", False),
-    (400, {}, HTML, "failed", "http_400", False),
-    (401, {}, body("authentication_error"), "stop", "authentication_error", False),
-    (402, {}, body("billing_error"), "stop", "billing_error", False),
-    (403, {}, HTML, "failed", "http_403", False),
-    (404, {}, MISSING, "stop", "not_found_error", False),
-    (404, {}, body("not_found_error"), "stop", "endpoint_not_found", False),
-    (404, {}, body("not_found_error", code="file_not_found"), "failed", "not_found_error", True),
-    (408, {}, body("timeout_error"), "again", "timeout_error", False),
-    (413, {}, HTML, "failed", "http_413", False),
-    (429, {}, body("rate_limit_error"), "refused", "rate_limit_error", False),
-    (429, {}, body("rate_limit_error", code="ramp_limit"), "refused", "ramp_limit", False),
-    (429, {}, CAP, "stop", "enforced_spend_limit_reached", False),
-    (429, NEVER, body("rate_limit_error"), "stop", "rate_limit_error", False),
-    (500, {}, body("api_error"), "overloaded", "api_error", False),
-    (502, {}, HTML, "overloaded", "http_502", False),
-    (302, {}, b"", "failed", "http_302", False),
-    (302, MOVED, b"", "stop", "redirect_error", False),
-    (429, {}, ODD, "refused", "http_429", False),
-    (999, {}, b"\xff", "overloaded", "http_999", False),
+ERRORS = [  # answer, outcome, error, final
+    (Answer(400, {}, body()), "failed", "invalid_request_error", True),
+    (Answer(400, {}, body(words=WORKSPACE)), "stop", "spend_limit_reached", False),
+    (Answer(429, {}, body("rate_limit_error", SPENT)), "stop", "spend_limit_reached", False),
+    (Answer(400, {}, body(words="Your credit balance is too low.")), "stop", "billing_error", False),
+    (Answer(400, {}, body(words="This organization has been disabled.")), "stop", "account_disabled", False),
+    (Answer(400, {}, body(code="cmek_key_unreachable")), "overloaded", "cmek_key_unreachable", False),
+    (Answer(401, {}, body("authentication_error")), "stop", "authentication_error", False),
+    (Answer(402, {}, body("billing_error")), "stop", "billing_error", False),
+    (Answer(403, {}, HTML), "failed", "http_403", False),
+    (Answer(404, {}, MISSING), "stop", "not_found_error", False),
+    (Answer(404, {}, body("not_found_error")), "stop", "endpoint_not_found", False),
+    (Answer(404, {}, body("not_found_error", code="file_not_found")), "failed", "not_found_error", True),
+    (Answer(408, {}, body("timeout_error")), "again", "timeout_error", False),
+    (Answer(429, {}, body("rate_limit_error", code="ramp_limit")), "refused", "ramp_limit", False),
+    (Answer(429, NEVER, body("rate_limit_error")), "stop", "rate_limit_error", False),
+    (Answer(500, {}, body("api_error")), "overloaded", "api_error", False),
+    (Answer(302, {}, b""), "failed", "http_302", False),
+    (Answer(302, MOVED, b""), "stop", "redirect_error", False),
+    (Answer(429, {}, ODD), "refused", "http_429", False),
+    (Answer(999, {}, b"\xff"), "overloaded", "http_999", False),
+    (Answer(None, {}, b"", "connection_error"), "overloaded", "connection_error", False),
+    (Answer(None, {}, b"", "timeout_error", sent=False), "overloaded", "timeout_error", False),
+    (Answer(None, {}, b"", "authentication_error", sent=False), "stop", "authentication_error", False),
 ]
 
 
-@pytest.mark.parametrize(("status", "headers", "content", "outcome", "kind", "final"), ERRORS)
-def test_each_error_has_its_one_meaning(status, headers, content, outcome, kind, final):
-    """Status, header, type, code and wording decide between retrying, ending the row and ending the run."""
-    found = verdict(Answer(status, headers, content))
-    assert (found.outcome, found.error, found.final) == (outcome, kind, final)
-    assert found.reply is None
-    assert not found.unseen
+@pytest.mark.parametrize(("answer", "outcome", "kind", "final"), ERRORS)
+def test_each_error_has_its_one_meaning(answer, outcome, kind, final):
+    """Status, header, type, code and wording decide; only a sent request without an answer may be billed."""
+    found = verdict(answer)
+    assert (found.outcome, found.error, found.final, found.reply) == (outcome, kind, final, None)
+    assert found.unseen == (answer.status is None and answer.sent)
     assert "a:b" not in found.message
 
 
 def test_a_trouble_of_the_account_is_no_rows_last_word():
     """An account error, live or in a batch, with any status, stops the run and blames no row."""
-    for code in FACTS.account_codes:
+    for code in answers.ERRORS.account_codes:
         result = {"type": "errored", "error": error("invalid_request_error", "no", error_code=code)}
-        for found in (verdict(Answer(400, {}, body(code=code))), verdict_on_result(result)):
+        for found in (verdict(Answer(400, {}, body(code=code))), answers.verdict_on_result(result)):
             assert (found.outcome, found.error, found.final) == ("stop", code, False)
 
 
-@pytest.mark.parametrize(
-    ("failure", "sent", "outcome"),
-    [("connection_error", True, "overloaded"), ("timeout_error", False, "overloaded"),
-     ("authentication_error", False, "stop"), ("simulator_error", False, "stop")],
-)  # fmt: skip
-def test_silence_may_be_paid_where_a_request_was_sent(failure, sent, outcome):
-    """A request that was sent and got no answer may have been billed; an unsent one cannot have been."""
-    found = verdict(Answer(None, {}, b"", failure, sent))
-    assert (found.outcome, found.error, found.unseen, found.final) == (outcome, failure, sent, False)
-
-
-MESSAGES = [  # body, error, unseen
-    (message_body(), None, False),
-    (message_body(stop_reason="a_reason_of_tomorrow"), None, False),
-    *((message_body(stop_reason=reason), reason, False) for reason in ("refusal", "max_tokens", "tool_use")),
-    (message_body(content=[{"type": "thinking", "thinking": "hm", "signature": "x"}]), "empty_reply", False),
-    (message_body(content=[None, 3, "x", {"type": "text"}]), "empty_reply", False),
-    (message_body(content=[{"type": "hologram"}, {"type": "text", "text": "yes"}]), None, False),
-    (message_body(content=[{"type": "tool_use", "input": {}}], stop_reason="tool_use"), None, False),
-    (message_body(usage=[]), None, True),
-    (message_body(usage={"input_tokens": 5, "output_tokens": -1}), None, True),
-    (message_body(usage={"input_tokens": "5", "output_tokens": 10**30, "cache_creation": 7}), None, True),
-    (message_body(usage={"input_tokens": 0, "output_tokens": 0}), None, False),
+A, C = ({"type": "text", "text": text} for text in "ac")
+CALLED = {"content": [{"type": "tool_use", "input": {"label": "good"}}], "stop_reason": "tool_use"}
+MESSAGES = [  # changes to a Message, its text, error, unseen
+    ({}, "fine", None, False),
+    ({"stop_reason": "a_reason_of_tomorrow"}, "fine", None, False),
+    *(({"stop_reason": reason}, "fine", reason, False) for reason in ("refusal", "max_tokens", "tool_use")),
+    ({"content": [{"type": "thinking", "thinking": "hm", "signature": "x"}]}, None, "empty_reply", False),
+    ({"content": [None, 3, "x", {"type": "text", "text": ["a"]}, {"text": "a"}]}, None, "empty_reply", False),
+    ({"content": [A, {"type": "hologram"}, C]}, "ac", None, False),
+    (CALLED, '{"label":"good"}', None, False),
+    ({"usage": []}, "fine", None, True),
+    ({"usage": {"input_tokens": 10**30, "output_tokens": -1, "cache_creation": 7}}, "fine", None, True),
+    ({"usage": {"input_tokens": 0, "output_tokens": 0}}, "fine", None, False),
 ]
 
 
-@pytest.mark.parametrize(("content", "flaw", "unseen"), MESSAGES)
-def test_any_message_is_a_paid_answer(content, flaw, unseen):
-    """A Message is final and paid, complete or not; without usage its price is unknown."""
-    found = verdict(Answer(200, {}, content))
+@pytest.mark.parametrize(("changes", "text", "flaw", "unseen"), MESSAGES)
+def test_any_message_is_a_paid_answer(changes, text, flaw, unseen):
+    """A Message is final and paid; its text blocks or a tool's input are the reply; its price needs usage."""
+    given = message("fine", **changes)
+    found = verdict(Answer(200, {}, json.dumps(given).encode()))
     assert (found.outcome, found.error, found.final, found.unseen) == ("answered", flaw, True, unseen)
-    assert found.reply == json.loads(content)
+    assert (found.reply, answers.text_of(found.reply)) == (given, text)
     assert 0 <= min(usage_of(found.reply).values()) <= max(usage_of(found.reply).values()) < 100
 
 
-DAMAGED = [b"", HTML, message_body()[:60], b"[]", message_body(content="text"), b"\xff\xfe", b"[" * 100_000]
+DAMAGED = [b"", HTML, b'{"content": [{"type', b"[]", b'{"content": "text"}', b"\xff\xfe", b"[" * 100_000]
 DAMAGED += [b'{"content": ' + b"9" * 5_000 + b"}"]
 
 
@@ -131,15 +113,6 @@ def test_no_key_stands_in_words():
     assert len(found.message) <= 500
 
 
-def test_the_text_blocks_are_the_reply():
-    """The reply is the text blocks in order, whatever other blocks there are, or a tool's input as JSON."""
-    texts = [{"type": "text", "text": "a"}, {"type": "hologram"}, {"type": "text", "text": "c"}]
-    called = [{"type": "tool_use", "input": {"label": "good"}}]
-    odd = [{"type": "text", "text": ["a"]}, {"text": "a"}]
-    found = [text_of({"content": content}) for content in (texts, called, odd, "text")]
-    assert found == ["ac", '{"label":"good"}', None, None]
-
-
 # --------------------------------------------------------------------- Messages that arrive as events
 
 WHOLE = message(
@@ -157,7 +130,7 @@ EVENTS = [part for _, part in events(WHOLE, 0, 1)]
 
 def streamed(content, kind="text/event-stream; charset=utf-8", part_bytes=1 << 20):
     """Return the answer built from a stream that is fed in pieces."""
-    made = StreamedMessage()
+    made = answers.StreamedMessage()
     for start in range(0, len(content), part_bytes):
         made.feed(content[start : start + part_bytes])
     return made.answer({"content-type": kind})

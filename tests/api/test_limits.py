@@ -13,7 +13,6 @@ from claudescale.api import catalog
 from claudescale.api.limits import HEADERS, Limits, differs, read_headers
 from claudescale.errors import PlanError
 
-HAIKU = catalog.model(MODEL)
 THREE = ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute")
 START, BUILD = (1_000, 2_000_000, 400_000), (5_000, 5_000_000, 1_000_000)
 
@@ -23,8 +22,7 @@ def limits(*per_minute, **more):
     return Limits(**dict(zip(THREE, per_minute, strict=True)), **more)
 
 
-LIMITS = limits(60, 6_000, 600)
-OWN = "a workspace or contract may set its own."
+LIMITS, KNOWN = limits(60, 6_000, 600), Limits.of("start", MODEL)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, -1, 0, "300", True, 1e300, Decimal("NaN"), [1]])
@@ -51,6 +49,8 @@ def test_limits_are_shared_and_say_where_they_come_from():
     assert repr(LIMITS).endswith("600 output tokens a minute, given by you)")
     known = limits(60, 6_000, 600, source="a table", checked=date(2026, 5, 27), note="no better")
     assert known.provenance == "a table, checked 2026-05-27 (no better)"
+    words = differs(Limits.of("build", MODEL), LIMITS, catalog.model(MODEL))
+    assert words.endswith("and 600 as your Limits have: those are the limits of tier='build'.")
 
 
 # --------------------------------------------------------------------------------------------- headers
@@ -106,26 +106,25 @@ def entry(kind, models=None, *, flat=False, **values):
 def test_every_kind_of_group_is_read(flat):
     """The limits of the model's group and of batches are read; of two on the same tokens the smaller wins."""
     items = [
-        entry("model_group", [MODEL], flat=flat, **dict(zip(THREE, (50, 40_000, 8_000), strict=True))),
         entry("model_group", [MODEL], flat=flat, input_tokens_per_minute_cache_aware=30_000),
+        entry("model_group", [MODEL], flat=flat, **dict(zip(THREE, (50, 40_000, 8_000), strict=True))),
         entry("model_group", ["claude-opus-5-5"], flat=flat, **dict.fromkeys(THREE, 1)),
         entry("batch", flat=flat, enqueued_batch_requests=100_000, requests_per_minute=60),
         entry("files", flat=flat, requests_per_minute=7),
     ]
-    own = Limits.of("start", MODEL).updated(items, MODEL)
-    assert (*own.per_minute, own.batch_queue_requests) == (50, 30_000, 8_000, 100_000)
-    assert own.batch_requests_per_minute == 60
+    own = KNOWN.updated(items, MODEL)
+    assert own.per_minute == (50, 30_000, 8_000)
+    assert (own.batch_queue_requests, own.batch_requests_per_minute) == (100_000, 60)
+    assert KNOWN.updated(items[1:2], MODEL).batch_queue_requests == KNOWN.batch_queue_requests
 
 
-def test_what_the_api_does_not_tell_stays_as_it_is_known():
-    """Nothing is guessed: an answer without the model keeps the known limits and notes why."""
-    known, told = Limits.of("start", MODEL), dict(zip(THREE, (9, 90, 9), strict=True))
-    found = known.updated([entry("model_group", [MODEL], **told)], MODEL)
-    assert (found.per_minute, found.batch_queue_requests) == ((9, 90, 9), 200_000)
-    damaged = [entry("model_group", [MODEL], **(told | {"requests_per_minute": odd})) for odd in (0, None)]
-    for entries in ([], [{}], damaged):
-        assert "has no limits for" in known.updated(entries, MODEL).note
-        assert known.updated(entries, MODEL).per_minute == START
+@pytest.mark.parametrize("figure", [0, None])
+def test_what_the_api_does_not_tell_stays_as_it_is_known(figure):
+    """Nothing is guessed: an answer without the model's limits keeps the known ones and notes why."""
+    for entries in ([], [{}], [entry("model_group", [MODEL], **dict.fromkeys(THREE, figure))]):
+        found = KNOWN.updated(entries, MODEL)
+        assert "has no limits for" in found.note
+        assert found.per_minute == START
 
 
 # -------------------------------------------------------------------------------------- limits of a plan
@@ -150,28 +149,13 @@ def test_a_plan_learns_what_the_rate_limit_api_tells():
 def test_a_key_that_may_not_is_no_error():
     """The table stays in force and says so; a pilot against the API adds figures, and no answer adds none."""
     with simulator(tier=(70, 900_000, 90_000), speed=60) as api:
-        client, start = api.client(api_key="sk-ant-api03-ordinary"), a_plan(reviews(30), tier="start")
-        plan = cs.wait(start.learn_limits(client))
-        piloted = plan.calibrate(pilot := finished(plan.head(2), client))
+        client = api.client(api_key="sk-ant-api03-ordinary")
+        plan = cs.wait(a_plan(reviews(30), tier="start").learn_limits(client))
+        piloted = plan.calibrate(finished(plan.head(2), client))
         after = cs.wait(piloted.learn_limits(client))
     assert plan.compiled.limits.per_minute == START
     assert "(this key may not read the account's limits, but a pilot shows them)." in repr(plan)
     assert piloted.compiled.limits.requests_per_minute == 70
     assert (after.compiled.limits, after.compiled.limits.source) == (piloted.compiled.limits, HEADERS)
-    assert start.replace(tier="build").calibrate(pilot).compiled.limits == Limits.of("build", MODEL)
     with pytest.raises(cs.PlanError, match=r"Could not get the limits from the API \(connection_error\)"):
         cs.wait(plan.learn_limits(client))
-
-
-@pytest.mark.parametrize(
-    ("own", "tier", "words"),
-    [
-        (BUILD, "start", "2,000,000 and 400,000 as tier 'start' has: those are the limits of tier='build'."),
-        ((500, *START[1:]), "start", "500 requests a minute, not 1,000 as tier 'start' has: " + OWN),
-        (BUILD, limits(10, 1_000, 1_000), "as your Limits have: those are the limits of tier='build'."),
-    ],
-)  # fmt: skip
-def test_limits_that_differ_are_named_with_the_tier_they_are_of(own, tier, words):
-    """Only differing limits are named, next to those of the named tier and the account they belong to."""
-    assert differs(limits(*own), tier, HAIKU).endswith(words)
-    assert differs(Limits.of(tier, MODEL), tier, HAIKU) is None

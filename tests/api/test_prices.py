@@ -11,17 +11,12 @@ from running import WIDE_LIMITS, finished
 import claudescale as cs
 from claudescale.api import catalog, prices
 from claudescale.errors import PlanError, UnknownModel
+from claudescale.ledger.records import ATTEMPTS
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 ASKED, OTHER = "claude-haiku-5-5", "claude-opus-5-5"
 TWINS = {"claude-mythos-5-1", "claude-mythos-5"}  # genai-prices lists only their Fable twins
 TOKENS = list(catalog.COLUMNS.values())
-SCHEMA = {
-    **dict.fromkeys(("key", "model", "mode", "error", *catalog.TRAITS), pl.String),
-    "sent_at": pl.Datetime("us", "UTC"),
-    **dict.fromkeys((*TOKENS, "thinking_tokens", "web_search_requests"), pl.Int64),
-    "dollars": pl.Float64,
-}
 SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
 
 # Prompts around the price steps, where a wrong comparison shows.
@@ -51,15 +46,14 @@ def by_genai(model, mode, usage, at=NOW):
 
 def attempt(key="a", *, model=ASKED, mode="live", error=None, billed=True, at=NOW, **tokens):
     """Return one row of attempts, priced by genai-prices."""
-    usage = dict.fromkeys(TOKENS, 0) | {name: count for name, count in tokens.items() if name in TOKENS}
-    paid = by_genai(model, mode, usage, at) if billed else 0.0
-    row = {"key": key, "model": model, "mode": mode, "sent_at": at, "error": error, "dollars": paid}
-    return row | usage | {"thinking_tokens": tokens.get("thinking_tokens", 0), "web_search_requests": 0}
+    usage = dict.fromkeys((*TOKENS, "thinking_tokens", "web_search_requests"), 0) | tokens
+    row = {"key": key, "model": model, "mode": mode, "sent_at": at, "error": error}
+    return row | usage | {"dollars": by_genai(model, mode, usage, at) if billed else 0.0}
 
 
 def frame(*rows):
     """Return a frame of attempts."""
-    return pl.DataFrame(list(rows), schema=SCHEMA)
+    return pl.DataFrame(list(rows), schema=ATTEMPTS)
 
 
 MIXED = frame(
@@ -129,26 +123,17 @@ def test_waste_is_shown_by_kind():
     assert prices.bill(MIXED)["wasted_dollars"].sum() == pytest.approx(cut + repeated)
 
 
-def live(row, *, cached):
-    """Price one live row, with or without its cache."""
-    usage = {name: row[name] for name in TOKENS}
-    if not cached:
-        prompt = sum(usage.values()) - usage["output_tokens"]
-        usage = dict.fromkeys(TOKENS, 0) | {"input_tokens": prompt, "output_tokens": row["output_tokens"]}
-    return by_genai(row["model"], "live", usage, row["sent_at"])
-
-
 def test_savings_are_against_the_same_rows_done_plainly():
     """Savings from deduplication, cache and batches add up from the plain price to the billed amount."""
     duplicates = pl.DataFrame({"key": ["a", "nobody"], "duplicates": [40, 99]})
-    saved = prices.savings(MIXED, duplicates=duplicates)
+    rows = MIXED[[0, 1, 2, 3, 9]]  # a, b, c, d, and a again, which was answered already
+    saved = prices.savings(rows, duplicates=duplicates)
     assert saved.schema == prices.SAVINGS
-    billed, paid = MIXED.filter(pl.col("dollars") > 0).to_dicts(), MIXED["dollars"].sum()
-    plain, cached = (sum(live(row, cached=with_cache) for row in billed) for with_cache in (False, True))
-    repeated = 40 * live(billed[0], cached=False)
-    assert saved["dollars_saved"].to_list() == pytest.approx([repeated, plain - cached, cached - paid])
-    assert saved["dollars_without"][0] == pytest.approx(plain + repeated)
-    assert saved["dollars_with"][-1] == pytest.approx(paid)
+    # By hand: 40 more of a; c's 2,000 tokens written at 5 for 4, d's read at 0.20; half of a long prompt.
+    by_hand = [40 * (1_000 * 0.1 + 300 * 0.5), 2_000 * (3.8 - 1), (150_000 * 0.5 + 40 * 2.5) / 2]
+    assert saved["dollars_saved"].to_list() == pytest.approx([millionth / 1e6 for millionth in by_hand])
+    assert saved["dollars_with"][-1] == pytest.approx(rows["dollars"].sum())
+    assert saved["dollars_without"][0] == pytest.approx(saved["dollars_with"][-1] + sum(by_hand) / 1e6)
 
 
 # ------------------------------------------------------------------ the cost of an answer by its usage

@@ -75,10 +75,14 @@ def test_rows_that_expired_are_not_sent_to_a_retired_model(path, pass_time):
 
 
 def test_a_model_can_be_called_until_its_moment(pass_time):
-    """On its last day, before 9 AM Pacific, a run works as usual; its card warns that a batch may be late."""
+    """On its last day, before 9 AM Pacific, a run works as usual; then `price` leaves the model out."""
     text = repr(the_plan())
     assert "retires on 2026-11-30 at 17:00 UTC" in text
     assert "A batch may take 24 hours" in text
     with simulator() as api:
         pass_time(20.9 * 3_600, api)
         assert finished(the_plan("live"), api.client()).state == "finished"
+    for hours, on_sale in ((20.9, True), (21, False)):
+        pass_time(hours * 3_600)
+        prices = cs.price(reviews(1), "{text}", tier="start", mode="live")
+        assert ("claude-sonnet-4-5" in prices["model"]) is on_sale
