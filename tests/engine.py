@@ -18,16 +18,12 @@ from claudescale.api.limits import Limits
 from claudescale.pacing.pacer import Pacer
 from claudescale.running.job import Job, Row
 from claudescale.running.live import Live
-from claudescale.simulator.wire import Answer as Told
+from claudescale.simulator import Admission
 
 MODEL = "claude-haiku-5-5"
 MAX_TOKENS = 100
 BEGUN = 1_790_000_000.0
-HEADERS = {"authorization": "Bearer simulated", "anthropic-version": "2026-10-21"}
-LIMITS = Limits(
-    requests_per_minute=1_000, input_tokens_per_minute=2_000_000, output_tokens_per_minute=400_000
-)
-TIMEOUT_SECONDS = 600.0
+LIMITS = Limits.of("start", MODEL)
 USAGE = {"input_tokens": 20, "output_tokens": 2}
 GOOD = Answer(200, {}, json.dumps({"content": [{"type": "text", "text": "ok"}], "usage": USAGE}).encode())
 NO_MESSAGE = Answer(200, {}, b"<html></html>")
@@ -93,12 +89,12 @@ class DeskSend:
 
     async def __call__(self, content):
         """Return the desk's answer to one body."""
-        found = self.desk.admit(self.clock.seconds(), content, HEADERS)
-        if not isinstance(found, Told):
+        found = desks.admitted(self.desk, content, self.clock.seconds())
+        if isinstance(found, Admission):
             await self.clock.sleep(found.done_at - self.clock.seconds())
             found = self.desk.finish(self.clock.seconds(), found)
         if found.fault == "hang":
-            await self.clock.sleep(TIMEOUT_SECONDS)
+            await self.clock.sleep(600.0)
             return TIMED_OUT
         if found.fault is not None:
             return LOST
@@ -112,10 +108,11 @@ class Call(NamedTuple):
     number: int
     tries: int
     seconds: float
+    live: Live
 
 
 class ScriptSend:
-    """Answers each `Call` by a function of it after some seconds; if that returns None, the call hangs."""
+    """Answers each `Call` by a function of it, after some seconds or a function of it."""
 
     def __init__(self, script, seconds=1.0):
         self.script, self.seconds = script, seconds
@@ -125,10 +122,8 @@ class ScriptSend:
         """Return the script's answer."""
         self.tries[content] += 1
         now = asyncio.get_running_loop().time()
-        call = Call(content, self.tries.total(), self.tries[content], now)
+        call = Call(content, self.tries.total(), self.tries[content], now, self.live)
         found = self.script(call)
-        if found is None:
-            await asyncio.Event().wait()
         await asyncio.sleep(self.seconds(call) if callable(self.seconds) else self.seconds)
         return found
 
@@ -142,7 +137,7 @@ class Engine:
         self.rows_given = 0
         self.pacer = Pacer(LIMITS, clock=clock, concurrency=concurrency, output_tokens=MAX_TOKENS)
         self.job = a_job(send, clock, self._record, **options)
-        self.live = Live(self.job, self.pacer, warm=warm)
+        self.live = send.live = Live(self.job, self.pacer, warm=warm)
 
     def _record(self, attempt, *, final):
         self.attempts.append(attempt)
@@ -158,12 +153,11 @@ class Engine:
         """Answer the rows; afterwards the pacer has nothing in flight and no task is left."""
         before = asyncio.all_tasks()
         try:
-            await self.live.answer(self._pulled(some) if hasattr(some, "__iter__") else some)
+            await self.live.answer(self._pulled(some))
         finally:
-            assert self.pacer.in_flight == 0
-            assert self.job.purse.calls == 0
+            assert (self.pacer.in_flight, self.job.purse.calls) == (0, 0)
             assert asyncio.all_tasks() <= before
-            self.seconds = self.clock.seconds() - BEGUN
+        self.seconds = self.clock.seconds() - BEGUN
         return self
 
     @property
@@ -174,7 +168,7 @@ class Engine:
     @property
     def errors(self):
         """Number of attempts by error."""
-        return dict(Counter(attempt.error for attempt in self.attempts))
+        return Counter(attempt.error for attempt in self.attempts)
 
     @property
     def stopped_by(self):
@@ -187,13 +181,10 @@ class Engine:
         return sorted(attempt.sent_at - BEGUN for attempt in self.attempts)
 
 
-def _through(send, count, some=None, before=None, **options):
+def _through(send, count, some=None, **options):
     async def go():
         clock = virtual.clock()
-        engine = Engine(send(clock), clock, **options)
-        if before is not None:
-            before(engine)
-        return await engine.answer(rows(count) if some is None else some)
+        return await Engine(send(clock), clock, **options).answer(rows(count) if some is None else some)
 
     return virtual.run(go())
 
@@ -206,8 +197,5 @@ def through_desk(count, options=None, *, some=None, **desk):
 
 
 def through_script(script, count=10, *, seconds=1.0, **options):
-    """Return the engine after it answered that many rows, or `some`, by a script.
-
-    `before` receives the engine before the first call.
-    """
+    """Return the engine after it answered that many rows, or `some`, by a script."""
     return _through(lambda _: ScriptSend(script, seconds), count, **options)

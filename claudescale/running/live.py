@@ -41,10 +41,10 @@ MOST_REFUSALS = 100
 LEAST_WAIT_SECONDS = 1.0
 """Shortest wait that a rate limit can meaningfully ask for; less is not a wait."""
 LONGEST_BACKOFF_SECONDS = 60.0
-FEW_ANSWERS = 20
+FEW_ANSWERS = 20  # chosen
 """From this many answers on, it is known how long an answer takes."""
 LEAST_TIMEOUT_SECONDS = 60.0
-_FAR_ABOVE = 10.0
+_FAR_ABOVE = 10.0  # chosen; `test_live` waits for an answer of 8 times the usual
 """A call that takes this many times as long as the slowest answer so far is given up."""
 _SPARE_SECONDS = 30.0
 _LEAST_REAL_SECONDS = 10.0
@@ -302,7 +302,7 @@ class Live:
         self._slowest_seconds = max(self._slowest_seconds, attempt.seconds)
         if slower or self.health.answered == FEW_ANSWERS:
             for call in self._calls:  # the timeouts of earlier calls depend on it as well
-                self._limit(call)
+                self._set_timeout(call)
         for called in list(itertools.islice(self._waiting_for_life, 2)):  # one answer wakes two rows
             del self._waiting_for_life[called]
             called.set()
@@ -315,7 +315,7 @@ class Live:
         try:
             async with call.timeout:
                 self._calls.add(call)
-                self._limit(call)
+                self._set_timeout(call)
                 return await self._job.wire.send(row.body)
         except TimeoutError:
             if not call.timeout.expired():
@@ -326,7 +326,7 @@ class Live:
         finally:
             self._calls.discard(call)
 
-    def _limit(self, call: Call) -> None:
+    def _set_timeout(self, call: Call) -> None:
         """Set the timeout of a call: at least a minute, and at least what its longest reply takes."""
         if self._streams or self.health.answered < FEW_ANSWERS or call.timeout.expired():
             return

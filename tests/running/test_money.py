@@ -1,7 +1,6 @@
 """Money in a run: nothing is paid twice, nothing paid is lost, and the budget is never exceeded."""
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -27,9 +26,6 @@ def api():
         yield one
 
 
-# the budget
-
-
 @pytest.mark.parametrize("answers", [0.99, 2.5, 60])
 def test_the_budget_is_a_hard_stop(answers):
     """The bill, seen or not, never exceeds it: each call's worst case is reserved before it is sent."""
@@ -45,15 +41,17 @@ def test_the_budget_is_a_hard_stop(answers):
 def test_what_a_lost_call_takes_from_the_budget():
     """A call that never arrived takes nothing; a hung one, or one without usage, its worst case."""
     worst = worst_dollars()
-    unreached = through_script(
-        lambda call: UNREACHABLE if call.tries <= 5 else GOOD, 1, budget_dollars=1.5 * worst
+    later = through_script(
+        lambda call: UNREACHABLE if call.tries < 6 else GOOD, 1, budget_dollars=1.5 * worst
     )
-    assert len(unreached.finals) == 1
+    assert len(later.finals) == 1
     bare = Answer(200, {}, b'{"content": [{"type": "text", "text": "ok"}], "usage": null}')
     unpriced = through_script(lambda _: bare, 10, budget_dollars=3.5 * worst, concurrency=1)
     assert [attempt.reply for attempt in unpriced.attempts] == ["ok"] * 3
     assert unpriced.stopped_by == "budget"
-    hung = through_script(lambda call: None if call.number == 50 else GOOD, 100, budget_dollars=1.0)
+    hung = through_script(
+        lambda _: GOOD, 100, seconds=lambda call: 1e6 if call.number == 50 else 1.0, budget_dollars=1.0
+    )
     assert hung.job.purse.gone == pytest.approx(hung.dollars + worst, rel=0.01)
 
 
@@ -67,29 +65,18 @@ def test_what_a_lost_call_takes_from_the_budget():
 )
 def test_the_worst_case_of_a_row_is_the_dearest_it_can_become(mode, cache, kind):
     """Each row may write a cached prompt, be answered in the US, and have a thousand tokens of the API's."""
-    job = Job(
-        a_plan(reviews(1), mode=mode, system="Be brief.", cache=cache), SimpleNamespace(middleware=()), None
-    )
+    plan = a_plan(reviews(1), mode=mode, system="Be brief.", cache=cache)
+    job = Job(plan, SimpleNamespace(middleware=()), None)
     worst = job.with_worst(pl.DataFrame({"most_tokens": [500]}), mode)["worst_dollars"].item()
     price = prices.price(MODEL, mode=mode, inference_geo="us")
     assert worst == pytest.approx(price.dollars(**{f"{kind}_tokens": 1_500, "output_tokens": 64}))
 
 
-def test_a_refusal_without_output_costs_nothing():
-    """The API bills no refusal before any output, though it reports tokens; neither does the run."""
-    usage = {"input_tokens": 20, "output_tokens": 0}
-    free = {"content": [], "stop_reason": "refusal", "usage": usage}
-    engine = through_script(lambda _: Answer(200, {}, json.dumps(free).encode()), 3)
-    assert [attempt.error for attempt in engine.attempts] == ["refusal"] * 3
-    assert (engine.dollars, engine.job.purse.gone, len(engine.finals)) == (0.0, 0.0, 3)
-
-
 @pytest.mark.slow
 def test_a_run_that_reaches_its_budget_says_what_to_type():
     """For text in any script the server's bill stays within it, and the card says how to continue."""
-    plan = a_plan(
-        pl.DataFrame({"text": [f"{i} The parcel was late. 它坏了。🎈👩‍👩‍👧" * 60 for i in range(100)]})
-    )
+    texts = [f"{i} The parcel was late. 它坏了。🎈👩‍👩‍👧" * 60 for i in range(100)]
+    plan = a_plan(pl.DataFrame({"text": texts}))
     budget = plan.options["dollars"][0] * 0.7
     with simulator(speed=100) as api:
         run = finished(plan.replace(budget=budget), api.client())
@@ -98,24 +85,18 @@ def test_a_run_that_reaches_its_budget_says_what_to_type():
     assert "plan.replace(budget=...)" in repr(run)
 
 
-# before anything is sent
-
-
-@pytest.mark.slow
-def test_what_cannot_be_sent_sends_nothing(api):
-    """An oversized row is named, a LazyFrame's own error says where to look, and the run has failed."""
-    with pytest.raises(cs.errors.RequestTooLarge, match="row 1"):
-        finished(a_plan(pl.DataFrame({"text": ["a", "x" * 33_000_000]})), api.client())
+def test_what_cannot_begin_sends_nothing(api, tmp_path):
+    """A frame's own error says where to look, a wrong ledger has its reason, and the run has its rows."""
     lazy = pl.LazyFrame({"text": ["a"]}).with_columns(pl.col("text").cast(pl.Int64).cast(pl.String))
     run = a_plan(lazy).start(api.client(), ledger=None, progress=False)
     with pytest.raises(cs.PlanError, match=r"frame\.collect\(\)"):
         cs.wait(run)
-    assert run.state == "failed"
     assert "failed" in repr(run)
+    (tmp_path / "notes.txt").write_text("my notes")
+    with pytest.raises(cs.RunStopped, match="not a ledger") as stopped:
+        finished(a_plan(reviews(3)), api.client(), ledger=tmp_path / "notes.txt")
+    assert stopped.value.run.results["error"].to_list() == ["not_sent"] * 3
     assert api.stats["calls"] == 0
-
-
-# the ledger
 
 
 def test_the_default_ledger_is_a_file_here_and_none_says_so(api, tmp_path, monkeypatch):
@@ -128,17 +109,8 @@ def test_the_default_ledger_is_a_file_here_and_none_says_so(api, tmp_path, monke
     assert "Ledger: claudescale.ledger." in repr(run)
 
 
-def test_a_ledger_that_cannot_be_opened_sends_nothing(api, tmp_path):
-    """The run has its frame; `test_ledger_file` covers all defects of a file."""
-    (tmp_path / "notes.txt").write_text("my notes")
-    with pytest.raises(cs.RunStopped, match="not a ledger") as stopped:
-        finished(a_plan(reviews(3)), api.client(), ledger=tmp_path / "notes.txt")
-    assert stopped.value.run.results["error"].to_list() == ["not_sent"] * 3
-    assert api.stats["calls"] == 0
-
-
 @pytest.mark.slow
-def test_a_ledger_that_can_be_written_no_more_keeps_replies_in_results(tmp_path, monkeypatch):
+def test_a_ledger_that_can_be_written_no_more_keeps_replies_in_results(path, monkeypatch):
     """A full disk, a read-only file or a stuck lock stops the run, and the results have what was billed."""
     real, full = Store.record, cs.errors.LedgerFull("The disk is full: make room.")
 
@@ -149,47 +121,42 @@ def test_a_ledger_that_can_be_written_no_more_keeps_replies_in_results(tmp_path,
 
     monkeypatch.setattr(Store, "record", record)
     with simulator() as api:
-        run = a_plan(reviews(2_000), concurrency=16).start(
-            api.client(), ledger=tmp_path / "l", progress=False
-        )
+        run = a_plan(reviews(2_000), concurrency=16).start(api.client(), ledger=path, progress=False)
         with pytest.raises(cs.RunStopped, match="make room"):
             cs.wait(run)
         assert (run.state, run.stopped_by) == ("failed", "ledger")
         assert 50 < run.results["reply"].count() == api.stats["billed_rows"] < 2_000
 
 
-# the same cell again
-
-
-def test_a_resume_pays_only_for_what_is_missing(api, tmp_path):
+def test_a_resume_pays_only_for_what_is_missing(api, path):
     """Only new rows are sent, nothing paid for; budget and deadline apply to those alone."""
-    ledger = tmp_path / "l"
-    finished(a_plan(reviews(90)), api.client(), ledger=ledger)
+    finished(a_plan(reviews(90)), api.client(), ledger=path)
+    plan = a_plan(reviews(100), budget=0.0004)
     with pytest.raises(cs.errors.ImpossibleBudget):
-        finished(a_plan(reviews(100), budget=0.0004), api.client())
-    run = finished(a_plan(reviews(100), budget=0.0004), api.client(), ledger=ledger)
+        finished(plan, api.client())
+    run = finished(plan, api.client(), ledger=path)
     assert run.summary.row(0, named=True).items() >= {"reused": 90, "requests": 10, "answered": 100}.items()
-    again = finished(a_plan(reviews(100)), api.client(), ledger=ledger)
+    again = finished(a_plan(reviews(100)), api.client(), ledger=path)
     assert api.stats["calls"] == 100
     assert again.results.equals(run.results)
     assert again.summary["dollars"].item() == 0
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_share_the_work(tmp_path):
+def test_two_runs_at_once_share_the_work(path):
     """Two runs of one plan on one ledger bill each row once, and both end with every reply."""
 
     async def both(api):
         plan = a_plan(reviews(300), concurrency=16)
-        runs = [plan.start(api.client(), ledger=tmp_path / "l", progress=False) for _ in range(2)]
+        runs = [plan.start(api.client(), ledger=path, progress=False) for _ in range(2)]
         return [await run for run in runs]
 
     with simulator() as api:
         runs = asyncio.run(both(api))
         assert api.stats["billed_rows"] == api.stats["distinct_rows_billed"] == 300
-    assert all(run.results["reply"].null_count() == 0 for run in runs)
-    assert all(run.summary["answered"].item() == 300 for run in runs)
-    assert min(run.summary["requests"].item() for run in runs) > 0
+    for run in runs:
+        assert run.results["reply"].null_count() == 0
+        assert run.summary["requests"].item() > 0
 
 
 @pytest.mark.slow

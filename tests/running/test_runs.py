@@ -1,4 +1,4 @@
-"""Runs end to end, with the real SDK against the simulator over HTTP: results, and their rows."""
+"""Runs end to end, with the real SDK against the simulator over HTTP: results, frames, and ``async for``."""
 
 import asyncio
 import datetime as dt
@@ -9,18 +9,12 @@ import pytest
 from polars.testing import assert_frame_equal
 from running import a_plan, finished, reviews, simulator
 
+import claudescale as cs
 from claudescale.ledger.records import ATTEMPTS
 from claudescale.running.meter import THROUGHPUT
 from claudescale.running.runs import BATCHES
 
-OURS = ("reply", "error", "simulated")
-
-
-@pytest.fixture(scope="module")
-def api():
-    """Return one simulator for tests that do not count its calls."""
-    with simulator(replies=lambda body: "Re: " + body["messages"][0]["content"]) as one:
-        yield one
+REPEATED = pl.DataFrame({"text": [*(f"text {number % 30}" for number in range(40)), None]})
 
 
 @pytest.fixture
@@ -30,18 +24,13 @@ def counted():
         yield one
 
 
-# rows in, rows out
-
-
-def test_each_row_has_the_reply_to_its_own_text(api):
+def test_each_row_has_the_reply_to_its_own_text():
     """Rows keep their order despite repeats; emoji, quotes, braces and 100 KB arrive unchanged.
 
     The user's columns come back unchanged, for any type and name.
     """
-    texts = [
-        "🎈👩‍👩‍👧 é", 'quote " back \\ slash', "tab\tnew\nline\x01\x7f", "{n} {{x}}", "",
-        "\u2028" + "x" * 100_000,
-    ]  # fmt: skip
+    texts = ["🎈👩‍👩‍👧 é", '"}]}},{"custom_id":"x"\\ ', "tab\tnew\nline\x01\x7f", "{n} {{x}}", ""]
+    texts.append("\u2028" + "x" * 100_000)
     frame = pl.DataFrame({"text": [*texts, *texts, *map(str, range(30))]}).with_columns(
         kind=pl.lit("a", dtype=pl.Enum(["a", "b"])),
         price=pl.lit(decimal.Decimal("1.50")),
@@ -52,11 +41,11 @@ def test_each_row_has_the_reply_to_its_own_text(api):
         **{name: pl.lit(name) for name in ("key", "content", "row", "found", "body", "broken", "rows")},
     )
     frame = frame.with_row_index("n").sample(fraction=1.0, shuffle=True, seed=3)
-    run = finished(a_plan(frame, "<{text}>", max_tokens=60_000), api.client())
-    assert_frame_equal(run.results.drop(OURS), frame)
+    with simulator(replies=lambda body: "Re: " + body["messages"][0]["content"]) as api:
+        run = finished(a_plan(frame, "<{text}>", max_tokens=60_000), api.client())
+    assert_frame_equal(run.results.drop("reply", "error", "simulated"), frame)
     assert run.results["reply"].to_list() == [f"Re: <{text}>" for text in frame["text"]]
     assert run.results["error"].null_count() == frame.height
-    assert run.state == "finished"
 
 
 def test_nulls_are_not_sent_and_rows_alike_are_sent_once(counted):
@@ -83,17 +72,9 @@ def test_small_frames(counted, lazy, texts):
     assert (run.results.height, run.state) == (len(texts), "finished")
 
 
-# failing rows
-
-
 @pytest.mark.parametrize(
     ("fault", "error"),
-    [
-        (400, "invalid_request_error"),
-        ("refusal", "refusal"),
-        ("cut", "max_tokens"),
-        ("empty_content", "empty_reply"),
-    ],
+    [(400, "invalid_request_error"), ("refusal", "refusal"), ("empty_content", "empty_reply")],
 )
 def test_a_row_that_fails_says_why_and_fails_alone(fault, error):
     """A rejected request and a useless paid reply are data of their row and not sent again."""
@@ -101,21 +82,17 @@ def test_a_row_that_fails_says_why_and_fails_alone(fault, error):
         run = finished(a_plan(reviews(30)), api.client())
         assert api.stats["calls"] == 30
     failed = (run.results["error"] == error).sum()
-    assert set(run.results["error"]) == {None, error}
     assert run.summary.row(0, named=True).items() >= {"failed": failed, "missing": 0}.items()
     assert run.results.filter(pl.col("error").is_null())["reply"].null_count() == 0
     assert (run.waste["dollars"].sum() > 0) is (fault != 400)
 
 
-# the run's account of itself
-
-
 def test_counts_bill_and_attempts_are_the_servers():
-    """Rows, calls, tokens and dollars agree with the API's account, failures and repeats included."""
-    frame = pl.concat([reviews(40), reviews(10), pl.DataFrame({"text": [None]}, schema={"text": pl.String})])
+    """Rows, calls, tokens and dollars agree with the API's account, with failures, repeats and a cache."""
+    frame = pl.concat([reviews(40), reviews(10), pl.DataFrame({"text": [None]}, {"text": pl.String})])
     faults = {400: 0.1, "refusal": 0.1, 529: 0.1, 429: 0.05, "drop": 0.1, "html_body": 0.05}
     with simulator(faults=faults, speed=60) as api:
-        run = finished(a_plan(frame), api.client())
+        run = finished(a_plan(frame, system="Answer in one word. " * 600, cache=True), api.client())
         stats = api.stats
     row, results, attempts = run.summary.row(0, named=True), run.results, run.attempts
     assert row["rows"] == 51
@@ -126,52 +103,38 @@ def test_counts_bill_and_attempts_are_the_servers():
     assert row["input_tokens"] == attempts.select(pl.sum_horizontal(pl.col("^.*input_tokens$")).sum()).item()
     for dollars in (row["dollars"], run.bill["dollars"].sum(), attempts["dollars"].sum()):
         assert dollars == pytest.approx(stats["dollars"], rel=1e-9)
+    assert (attempts["cache_write_5m_input_tokens"] > 0).sum() == 1
     assert run.counts.plain_dollars == pytest.approx(run.savings["dollars_without"][0])
-
-
-def test_the_system_prompt_is_cached_and_written_once(counted):
-    """With cache=True one call writes the prefix, all others read it, and the savings say so."""
-    run = finished(a_plan(reviews(10), system="Answer in one word. " * 600, cache=True), counted.client())
-    assert (run.attempts["cache_write_5m_input_tokens"] > 0).sum() == 1
-    assert (run.attempts["cache_read_input_tokens"] > 0).sum() == 9
-    assert run.savings.filter(pl.col("strategy") == "cache")["dollars_saved"].item() > 0
-    assert run.counts.plain_dollars == pytest.approx(run.savings["dollars_without"][0])
-
-
-def all_of(run):
-    """Return the state of a run and every frame of it, after displaying its cards."""
-    names = ("results", "summary", "throughput", "attempts", "batches", "savings", "bill", "waste")
-    assert repr(run)
-    assert run._repr_html_()
-    return run.state, {name: getattr(run, name) for name in names}
 
 
 @pytest.mark.slow
 def test_every_frame_can_be_read_before_during_and_after():
     """Each frame of a run has its schema and all rows from the first moment to the last."""
-
-    async def main():
-        with simulator(speed=2, latency=0.5) as api:
-            plan = a_plan(reviews(24).lazy(), returns={"n": pl.Int64}, concurrency=8)
-            run = plan.start(api.client(), ledger=None, progress=False)
-            seen = [all_of(run)]
-            while seen[-1][0] != "finished":
-                await asyncio.sleep(0.1)
-                seen.append(all_of(run))
-        return seen
-
-    states, seen = zip(*asyncio.run(main()), strict=True)
-    assert set(states) == {"starting", "running", "finished"}
+    states, seen = [], []
     schemas = {"throughput": THROUGHPUT, "attempts": ATTEMPTS, "batches": BATCHES}
-    for frames in seen:
-        assert {name: frames[name].schema for name in schemas} == schemas
-        # The API, and so the mark of a simulator's results, is known from the first call.
-        assert frames["results"].columns[:4] == ["text", "n", "reply", "error"]
-        assert frames["results"].height == 24
-    answered = [frames["results"]["reply"].count() for frames in seen]
+
+    async def main(api):
+        plan = a_plan(reviews(24).lazy(), returns={"n": pl.Int64}, concurrency=8)
+        run = plan.start(api.client(), ledger=None, progress=False)
+        while "finished" not in states:
+            states.append(run.state)
+            seen.append(run.results)
+            assert {name: getattr(run, name).schema for name in schemas} == schemas
+            assert all(getattr(run, name).columns for name in ("summary", "savings", "bill", "waste"))
+            assert "Run " in run._repr_html_()
+            await asyncio.sleep(0.1)
+
+    with simulator(speed=2, latency=0.5) as api:
+        asyncio.run(main(api))
+    assert set(states) == {"starting", "running", "finished"}
+    # The API, and so the mark of a simulator's results, is known from the first call.
+    assert {(*results.columns[:4], results.height) for results in seen} == {
+        ("text", "n", "reply", "error", 24)
+    }
+    answered = [results["reply"].count() for results in seen]
     assert answered == sorted(answered)
     assert (answered[0], answered[-1]) == (0, 24)
-    assert (seen[0]["results"]["error"] == "not_sent").all()
+    assert (seen[0]["error"] == "not_sent").all()
 
 
 def test_a_simulated_reply_is_never_taken_for_a_real_one(counted):
@@ -184,3 +147,62 @@ def test_a_simulated_reply_is_never_taken_for_a_real_one(counted):
     for card in (repr(run), run._repr_html_()):
         assert "SIMULATED " in card
     assert not set(plan.requests["custom_id"]) & set(run.attempts["key"])
+
+
+# async for
+
+
+def started(api, path, frame=REPEATED, **options):
+    """Return the run of a started plan."""
+    return a_plan(frame, "Say {text}", **options).start(api.client(), ledger=path, progress=False)
+
+
+async def rows_of(run, rows):
+    """Return every row that a run yields, also appended to `rows` as it arrives."""
+    async for row in run:
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("options", [{"mode": "live"}, {"mode": "batch"}, {"mode": "hybrid", "deadline": 60}])
+def test_rows_come_once_each_as_in_results(options, path):
+    """Each has its index and all columns of `results`, even in a run without new calls.
+
+    Leaving a loop early does not stop the run.
+    """
+
+    async def after_a_break():
+        async for _ in run:
+            break
+        return await rows_of(run, [])
+
+    with simulator(speed=600) as api:
+        for is_resumed in (False, True):
+            run = started(api, path, **options)
+            rows = sorted(asyncio.run(after_a_break()), key=lambda row: row["index"])
+            assert rows == run.results.with_row_index("index").to_dicts()
+            assert run.counts.answered == 40
+            assert (run.counts.requests == 0) is is_resumed
+
+
+def test_rows_come_in_the_order_of_arrival(path):
+    """Slow rows come after quick ones; a row with nothing to send comes last."""
+
+    def latency(body, _tokens):
+        return 10.0 if "slow" in body["messages"][0]["content"] else 0.1
+
+    with simulator(speed=20, latency=latency) as api:
+        run = started(api, path, pl.DataFrame({"text": ["slow", None, "quick"]}))
+        assert [row["index"] for row in asyncio.run(rows_of(run, []))] == [2, 0, 1]
+
+
+def test_rows_of_a_run_that_fails_are_given_before_it_is_raised(path):
+    """Unanswered rows have their error, then RunStopped says why; a column named `index` is refused."""
+    rows = []
+    with simulator(speed=600, faults={401: 1.0}) as api:
+        with pytest.raises(cs.RunStopped):
+            asyncio.run(rows_of(started(api, path), rows))
+        with pytest.raises(cs.PlanError, match="rename yours"):
+            asyncio.run(rows_of(started(api, path, REPEATED.with_row_index()), []))
+    assert [row["index"] for row in rows] == list(range(41))
+    assert {row["error"] for row in rows} == {"not_sent", None}
