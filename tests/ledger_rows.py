@@ -5,13 +5,10 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 
 import polars as pl
 
 from claudescale.ledger.records import ATTEMPTS, Attempt, Batch
-
-ROOT = Path(__file__).parents[1]
 
 
 def key(number):
@@ -45,55 +42,31 @@ def expected(attempts, run):
     return pl.DataFrame(rows, schema=ATTEMPTS, orient="row")
 
 
-def records(attempts, *, final=True):
-    """Return attempts as `Store.extend` takes them."""
-    return expected(attempts, "whoever").with_columns(final=pl.lit(final))
+def records(attempts):
+    """Return final attempts as `Store.extend` takes them."""
+    return expected(attempts, "whoever").with_columns(final=True)
 
 
-def batch(number=0, **changes):
+def batch(number=0):
     """Return a batch that is about to be sent."""
-    plain = Batch(
-        f"{number:012x}", "https://api.anthropic.com", "claude-haiku-5-5", 3, 1_764_000_000.25 + number
-    )
-    return plain._replace(**changes)
+    at = 1_764_000_000.25 + number
+    return Batch(f"{number:012x}", "https://api.anthropic.com", "claude-haiku-5-5", 3, at)
 
 
 def sent(number=0, **changes):
     """Return a batch that the API has accepted."""
-    return batch(number, state="in_progress", batch_id=f"msgbatch_{number}", created_at=1.5)._replace(
-        **changes
-    )
+    accepted = {"state": "in_progress", "batch_id": f"msgbatch_{number}", "created_at": 1.5}
+    return batch(number)._replace(**accepted | changes)
 
 
 def start(code, *arguments):
     """Start Python on `code`, which has this module as `t` and a `store` at `sys.argv[1]`."""
     begin = (
         "import os, random, sys, time\nfrom pathlib import Path\nimport ledger_rows as t\n"
-        "from claudescale.errors import LedgerError, LedgerFull\n"
+        "from claudescale.errors import LedgerError\n"
         "from claudescale.ledger.store import Store\nstore = Store(Path(sys.argv[1]))\n"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", begin + code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def output(code, *arguments):
-    """Return what Python prints for `code` after it has exited normally."""
-    process = start(code, *arguments)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    return out.split()
-
-
-def together(processes):
-    """Release processes that print "ready" and wait for a line at the same moment."""
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", begin + code, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, text=True, **pipes)

@@ -1,13 +1,10 @@
 """The same plan on a Dask cluster: results, money and limits of one process; killed, interrupted, stopped."""
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import anthropic
 import httpx2
@@ -17,14 +14,12 @@ from polars.testing import assert_frame_equal
 from running import WIDE_LIMITS, a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale.clock import Clock
 from claudescale.running.job import Row
 
 distributed = pytest.importorskip("distributed", reason="pip install 'claudescale[dask]'")
 from claudescale import cluster  # noqa: E402 - Dask is optional
 
 pytestmark = pytest.mark.slow
-CHILD = Path(__file__).parent.parent / "cluster_child.py"
 
 
 @pytest.fixture(scope="module")
@@ -60,32 +55,71 @@ def test_the_result_is_that_of_one_process(dask, path):
 
 
 def test_a_retry_keeps_its_keys(dask, path):
-    """Failed rows are sent again, and the single ledger knows that they were answered."""
+    """Failed rows are sent again, and the single ledger knows that they were answered.
+
+    All workers together have no more calls in flight than the plan allows.
+    """
     with simulator(faults={"cut": 0.2}) as api:
-        run = on_cluster(a_plan(reviews(60)), api, dask, path)
+        run = on_cluster(a_plan(reviews(60), concurrency=3), api, dask, path)
         assert run.results["error"].drop_nulls().unique().to_list() == ["max_tokens"]
+        assert api.stats["peak_in_flight"] <= 3
     with simulator() as api:
         again = run.plan.retry(run, max_tokens=100)
         assert on_cluster(again, api, dask, path).results["error"].null_count() == 60
         assert finished(again, api.client(), ledger=path).counts.requests == 0
 
 
-def test_fixed_shares_stay_below_the_limit(dask):
+def test_fixed_shares_stay_below_the_limit(dask, monkeypatch):
     """At no time have all workers together sent more than the limit and one second's burst of it."""
-    limits = cs.Limits(requests_per_minute=600, input_tokens_per_minute=1e8, output_tokens_per_minute=1e8)
-    with simulator(tier=limits.per_minute, speed=20) as api:
-        run = on_cluster(a_plan(reviews(200), tier=limits), api, dask)
+    monkeypatch.setattr(cluster, "MOST_ROWS", 20)  # a part: each lane sends two
+    limits = cs.Limits(requests_per_minute=1_200, input_tokens_per_minute=1e8, output_tokens_per_minute=1e8)
+    with simulator(tier=limits.per_minute, speed=2) as api:
+        run = on_cluster(a_plan(reviews(80), tier=limits), api, dask)
     seconds = run.attempts["sent_at"].sort().dt.epoch("us") / 1e6
-    unused = seconds * 10 - pl.int_range(200, eager=True)  # requests that could have gone and did not
-    assert (unused.cum_max() - unused).max() + 1 <= 10 + 0.01
-    assert (run.counts.answered, run.counts.refused) == (200, 0)
+    unused = seconds * 20 - pl.int_range(80, eager=True)  # requests that could have gone and did not
+    assert (unused.cum_max() - unused).max() + 1 <= 20 + 0.01
+    assert (run.counts.answered, run.counts.refused) == (80, 0)
 
 
-def test_a_worker_is_killed_and_the_driver_interrupted(path):
+def test_a_lane_waits_until_its_share_is_full_again(dask, monkeypatch):
+    """A part that used more than flowed in meanwhile is its lane's last until that is made up for."""
+    answer = cluster._answer
+
+    async def owing(part, stop):
+        return (await answer(part, stop))._replace(owed_seconds=1e9)
+
+    monkeypatch.setattr(cluster, "_answer", owing)
+    monkeypatch.setattr(cluster, "MOST_ROWS", 20)
+    with simulator() as api:
+        run = a_plan(reviews(100)).start(api.client(), ledger=None, progress=False, on=dask)
+        while run.counts.answered < 40:
+            time.sleep(0.01)
+        run.stop()
+        assert cs.wait(run).counts.answered == api.stats["calls"] == 40
+
+
+DRIVER = """
+import os, sys, claudescale as cs
+from distributed import Client
+from running import a_plan, reviews
+client = cs.connect(base_url=sys.argv[1], api_key="simulated")
+tier = cs.Limits(requests_per_minute=12_000, input_tokens_per_minute=1e8, output_tokens_per_minute=1e8)
+with Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as dask:
+    print(min(dask.run(os.getpid).values()), flush=True)
+    run = a_plan(reviews(400), tier=tier).start(client, ledger=sys.argv[2], progress=False, on=dask)
+    try:
+        cs.wait(run)
+    except KeyboardInterrupt:
+        print("interrupted,", run.state, flush=True)
+"""
+
+
+def test_a_worker_is_killed_and_the_driver_interrupted(path, monkeypatch):
     """Kill -9, and Ctrl-C sent to every process, lose nothing; at most one part is paid for again."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with simulator(tier=(12_000, 1e8, 1e8), speed=1, latency=0.35) as api:
-        command = [sys.executable, CHILD, api.url, path, "400"]
+        command = [sys.executable, "-c", DRIVER, api.url, path]
         with subprocess.Popen(command, start_new_session=True, **pipes) as driver:
             worker = int(driver.stdout.readline())
             for calls, kill, victim, signal_ in (
@@ -106,8 +140,9 @@ def test_a_worker_is_killed_and_the_driver_interrupted(path):
     assert sorted(file.name for file in path.parent.iterdir()) == [path.name]
 
 
-def test_a_budget_is_a_hard_stop(dask):
+def test_a_budget_is_a_hard_stop(dask, monkeypatch):
     """Each lane spends at most its share of the budget, including the worst case of calls in flight."""
+    monkeypatch.setattr(cluster, "MOST_ROWS", 40)  # a part: each lane sends several
     with simulator() as api:
         plan = a_plan(reviews(300))
         plan = plan.calibrate(finished(plan.head(20), api.client()))
@@ -119,33 +154,6 @@ def test_a_budget_is_a_hard_stop(dask):
         assert api.stats["dollars"] - spent <= budget
 
 
-def test_a_lane_gives_each_part_what_is_left_and_waits_until_its_share_is_full_again():
-    """What a part cost, or may have cost where its worker died, is gone for the next one."""
-    parts, given = [["a"], ["b"], ["c"], []], []
-    lane = cluster.Cluster.__new__(cluster.Cluster)
-    lane._job = SimpleNamespace(plan=SimpleNamespace(budget=2.0), clock=Clock())
-    lane._lanes, lane._plan = 2, SimpleNamespace(cache=False)
-
-    async def next_part(rows):
-        return parts.pop(0)
-
-    async def sent(part, dollars, *, warm):
-        given.append(dollars)
-        return cluster.Outcome(dollars=0.25, owed_seconds=0.2)
-
-    async def main():
-        lane._stopping, lane._next, lane._sent = asyncio.Event(), next_part, sent
-        began = time.monotonic()
-        await lane._lane(None)
-        return time.monotonic() - began
-
-    assert asyncio.run(main()) >= 0.6
-    assert given == [1.0, 0.75, 0.5]
-    rows = [Row("a", b"", 1.0, 0.5), Row("b", b"", 1.0, 0.25)]
-    nothing = dict.fromkeys(("run", "name", "client", "plan", "limits", "dollars", "warm"))
-    assert cluster.Part(**nothing, rows=rows).lost().dollars == 0.75
-
-
 def test_the_accounts_error_ends_the_run(dask):
     """An error that affects every row, such as a spend limit, ends the run with the API's message."""
     with simulator(faults={"spend_cap": 0.001}) as api, pytest.raises(cs.RunStopped) as stopped:
@@ -155,15 +163,21 @@ def test_the_accounts_error_ends_the_run(dask):
 
 
 def test_a_worker_signs_in_as_the_driver_and_no_log_shows_it(dask, monkeypatch):
-    """Workers get the driver's key, not their own; nothing that Dask may log shows a key or a row."""
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "the-workers-own")
-    client = anthropic.AsyncAnthropic(api_key="sk-drivers", default_headers={"x-team": "a"})
+    """Workers get the driver's key, not their own; nothing that Dask may log shows a key or a row.
+
+    If Dask tries a part again because its worker died, it is not sent, and counts as paid at its worst case.
+    """
+    client = anthropic.AsyncAnthropic(default_headers={"x-api-key": "the-drivers"})
     _, settings = cluster.engine(dask, client, a_plan(reviews(1))).args
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "the-workers-own")
     worker = cluster._client(settings)
-    assert (worker.api_key, worker.default_headers["x-team"]) == ("sk-drivers", "a")
-    rows = [Row("k", b"a text", 10.0, 0.1)]
+    assert (worker.api_key, worker.default_headers["x-api-key"]) == (None, "the-drivers")
+    rows = [Row("k", b"a text", 10.0, 0.5), Row("l", b"a text", 10.0, 0.25)]
     part = cluster.Part("run", "name", settings, a_plan(reviews(1)), WIDE_LIMITS, 1.0, warm=False, rows=rows)
-    assert repr(part) == "<Part name, 1 rows>"
+    assert repr(part) == "<Part name, 2 rows>"
+    distributed.Event("name", dask).set()
+    outcome = dask.submit(cluster.run_part, part, key="part", pure=False).result()
+    assert (outcome.attempts, outcome.dollars, outcome.trouble.error) == ([], 0.75, "worker_died")
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,10 @@ def plan(prompt="Name it: {text}", frame=FRAME, **options):
     return cs.plan(frame, prompt, **{"model": HAIKU, "tier": WIDE, **options})
 
 
-def sent(a_plan, **options):
+def sent(a_plan):
     """Run a plan without a client that could spend, and return the result."""
     with cs.Simulator((60_000, 10**8, 10**8), speed=50) as api:
-        return cs.wait(a_plan.run(api.client(), ledger=None, progress=False, **options))
+        return cs.wait(a_plan.run(api.client(), ledger=None, progress=False))
 
 
 _BUDGET = {"type": "enabled", "budget_tokens": 2_000}
@@ -99,13 +99,11 @@ ERRORS = {
 
 
 @pytest.mark.slow
-def test_first_lines_of_errors_are_those_recorded(monkeypatch):
+def test_first_lines_of_errors_are_those_recorded():
     """Each is a `PlanError`, raised before anything is sent."""
-    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     found = {}
     for name, make in ERRORS.items():
         with pytest.raises(cs.PlanError) as error:
             make()
         found[name] = f"{type(error.value).__name__}: {str(error.value).splitlines()[0]}"
-    assert len(found) >= 60
     check("errors", found)

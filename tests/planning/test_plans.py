@@ -160,4 +160,5 @@ def test_a_forgotten_await_says_so():
             ask = eval(line, {"plan": plan(), "client": api.client()})
             with pytest.raises(AttributeError, match=rf"await is missing. Type .* = await {re.escape(line)}"):
                 _ = ask.results
+            ask.close()
         assert api.stats["calls"] == 0
