@@ -10,12 +10,20 @@ SENTIMENT = {
     "additionalProperties": False,
 }
 TOOL = {"name": "rate", "input_schema": SENTIMENT}
+DOCUMENT = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}
 SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}
 
 
 def request(text="The parcel arrived late. The box was broken.", **changes):
     """Return a small valid request with changes."""
     return {"model": HAIKU, "max_tokens": 500, "messages": [{"role": "user", "content": text}], **changes}
+
+
+def said(*turns, **changes):
+    """Return a request of several turns, alternately of the user and the assistant."""
+    roles = ("user", "assistant") * len(turns)
+    messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
+    return request(messages=messages, **changes)
 
 
 def form(schema=SENTIMENT):

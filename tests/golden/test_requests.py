@@ -9,14 +9,14 @@ import pytest
 from canned import KEY, BatchApi, Canned, message
 from golden import check
 from plans import OPTIONS, RETURNS, a_plan
+from running import WIDE, finished
 
 import claudescale as cs
 
 
-def ran(plan, url):
-    """Return the finished run of a plan against a server."""
-    client = anthropic.AsyncAnthropic(api_key=KEY, base_url=url)
-    return cs.wait(plan.run(client, ledger=None, progress=False))
+def real(server):
+    """Return a client of a server that does not declare itself a simulator."""
+    return anthropic.AsyncAnthropic(api_key=KEY, base_url=server.url)
 
 
 def test_keys_and_bodies_are_those_recorded():
@@ -33,7 +33,7 @@ def test_live_calls_send_what_the_plan_shows():
     for name in ("plain", "list", "expression", "system cached", "pydantic with system", "effort"):
         plan = a_plan(**OPTIONS[name])
         with Canned(lambda *_: (200, {}, message())) as server:
-            ran(plan, server.url)
+            finished(plan, real(server))
             assert sorted(server.bodies()) == sorted(body.encode() for body in plan.requests["params"])
 
 
@@ -44,7 +44,7 @@ def test_a_batch_sends_what_the_plan_shows():
     for name in ("batch", "pydantic"):
         plan = a_plan(**{**OPTIONS[name], "mode": "batch"})
         with Canned(BatchApi(lambda _: result)) as server:
-            assert ran(plan, server.url).state == "finished"
+            assert finished(plan, real(server)).state == "finished"
             (body,) = server.bodies("/v1/messages/batches")
         ids = [each["custom_id"] for each in json.loads(body)["requests"]]
         (mark,) = {each[32:] for each in ids}
@@ -58,27 +58,32 @@ def test_a_batch_sends_what_the_plan_shows():
 def test_schemas_and_types_of_each_returns_are_those_recorded():
     """The JSON schema sent and the columns returned are as recorded."""
     found = {}
-    with cs.Simulator((60_000, 10**8, 10**8), speed=50, latency=0.1) as api:
+    with cs.Simulator(WIDE, speed=50, latency=0.1) as api:
         for name, returns in RETURNS.items():
             plan = a_plan(returns=returns)
             sent = json.loads(plan.requests["params"][0])["output_config"]
-            run = cs.wait(plan.run(api.client(), ledger=None, progress=False))
-            found[name] = {
-                "sent": sent,
-                "columns": {column: str(dtype) for column, dtype in run.results.schema.items()},
-            }
+            schema = finished(plan, api.client()).results.schema
+            columns = {column: str(dtype) for column, dtype in schema.items()}
+            found[name] = {"sent": sent, "columns": columns}
     check("returns", found)
 
 
 def test_results_of_seeded_runs_are_those_recorded():
     """The same seed gives the same frame: live, typed and by batch."""
-    found = {}
-    with cs.Simulator((60_000, 10**8, 10**8), speed=600, latency=0.1, batch_seconds=60) as api:
-        for name, options in {
-            "live": {},
-            "typed": {"returns": RETURNS["pydantic"]},
-            "batch": {"returns": RETURNS["enum"], "mode": "batch"},
-        }.items():
-            run = cs.wait(a_plan(**options).run(api.client(), ledger=None, progress=False))
-            found[name] = json.loads(run.results.cast({pl.Date: pl.String}).write_json())
+    found, plans = {}, {"live": {}, "typed": {"returns": RETURNS["pydantic"]}}
+    plans["batch"] = {"returns": RETURNS["enum"], "mode": "batch"}
+    with cs.Simulator(WIDE, speed=600, latency=0.1, batch_seconds=60) as api:
+        for name, options in plans.items():
+            results = finished(a_plan(**options), api.client()).results
+            found[name] = json.loads(results.cast({pl.Date: pl.String}).write_json())
     check("results", found)
+
+
+def test_a_simulator_of_another_seed_is_another_api(path):
+    """A ledger's rows are known to a simulator of the same seed, and sent again to one of another."""
+    plan, calls = a_plan(), []
+    for seed in (1, 1, 2):
+        with cs.Simulator(WIDE, speed=600, seed=seed) as api:
+            finished(plan, api.client(), ledger=path)
+            calls.append(api.stats["calls"])
+    assert calls == [len(plan.requests), 0, len(plan.requests)]

@@ -3,27 +3,15 @@
 # ruff: noqa: E501 - a table of cases
 
 import http.client
-import itertools
 import json
 
+from bodies import DOCUMENT, EPHEMERAL, HAIKU, form, request, said
 from golden import check
 
 import claudescale as cs
 
-HAIKU = "claude-haiku-5-5"
 SECRET = {"authorization": "Bearer sk-ant-api03-simulated", "anthropic-version": "2026-10-21"}
 _CHANGING = {"date", "request-id", "content-length"}
-
-
-def body(**changes):
-    """Return a small valid request with changes."""
-    return {"model": HAIKU, "max_tokens": 20, "messages": [{"role": "user", "content": "Hello."}], **changes}
-
-
-def turns(*contents, **changes):
-    """Return a request with these turns, alternately of user and assistant."""
-    roles = itertools.cycle(["user", "assistant"])
-    return body(messages=[{"role": next(roles), "content": each} for each in contents], **changes)
 
 
 def text(words="Hi.", **more):
@@ -33,14 +21,8 @@ def text(words="Hi.", **more):
 
 _SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
 _CLOSED = {**_SCHEMA, "additionalProperties": False}
+SCHEMAS = (_CLOSED, _SCHEMA, {}, {**_CLOSED, "minLength": 3})
 _TOOL = {"name": "t", "input_schema": _SCHEMA}
-_KEPT = {"type": "ephemeral"}
-_DOCUMENT = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}
-
-
-def form(schema):
-    """Return the `output_config` of a schema."""
-    return {"format": {"type": "json_schema", "schema": schema}}
 
 
 def image(**source):
@@ -63,55 +45,57 @@ FIELDS = {
     "thinking": [{"type": "disabled"}, {"type": "adaptive"}, {"type": "deep"}, {"type": "disabled", "more": 1}, 5,
                  {"type": "enabled", "budget_tokens": 1_024}, {"type": "between_tools"}],
     "output_config": [{"effort": "low"}, {"effort": "huge"}, {"effort": "max"}, 5,
-                      *map(form, [_CLOSED, _SCHEMA, {}, {**_CLOSED, "minLength": 3}])],
+                      *(form(schema)["output_config"] for schema in SCHEMAS)],
     "tools": [[_TOOL], [_TOOL, _TOOL], [{"name": "no good", "input_schema": _SCHEMA}], [{"name": "t"}], 5],
     "tool_choice": [{"type": "any"}, "any"],
-    "cache_control": [_KEPT, {"type": "long"}],
+    "cache_control": [EPHEMERAL, {"type": "long"}],
     "container": ["c"], "fallbacks": [[{"model": "claude-opus-5-5"}]], "mcp_servers": [[]], "workspace_id": ["w"],
     "diagnostics": [{"previous_message_id": None}], "context_management": [{"edits": []}],
 }  # fmt: skip
 BODIES = {
-    **{f"model {name}": body(model=name) for name in MODELS},
-    **{f"{name} {value!r}": body(**{name: value}) for name, values in FIELDS.items() for value in values},
-    "forced tool": body(tools=[_TOOL], tool_choice={"type": "tool", "name": "t"}),
-    "forced tool on Opus": body(model=MODELS[2], tools=[_TOOL], tool_choice={"type": "any"}),
-    "unknown forced tool": body(tools=[_TOOL], tool_choice={"type": "tool", "name": "u"}),
-    "blocks": turns([text()]),
-    "empty text": turns([text(" ")]),
-    "empty content": turns(""),
-    "content of a wrong kind": turns(5),
-    "three turns": turns("a", "b", "c"),
-    "prefill": turns("a", "b"),
-    "prefill of an old model": turns("a", "b", model="claude-haiku-4-5"),
-    "prefill that ends in a blank": turns("a", "b ", model="claude-haiku-4-5"),
-    "unknown role": body(messages=[{"role": "system", "content": "x"}]),
-    "assistant first": body(messages=[{"role": "assistant", "content": "x"}]),
-    "turn with more": body(messages=[{"role": "user", "content": "x", "name": "y"}]),
-    "unknown block": turns([{"type": "video", "x": 1}]),
-    "image": turns([image(type="base64", media_type="image/png", data="iVBORw0KGgo=")]),
-    "image by address": turns([image(type="url", url="https://example.com/a.png")]),
-    "image of an unknown kind": turns([image(type="base64", media_type="image/x", data="")]),
-    "document": turns([_DOCUMENT]),
-    "document of the assistant": turns("a", [_DOCUMENT], "b"),
-    "citations on text": turns([text(citations=[{"type": "char_location"}])]),
-    "cached block": turns([text(cache_control=_KEPT)]),
-    "five cached blocks": turns([text(cache_control=_KEPT)] * 5),
-    "hour after five minutes": turns([text(cache_control=_KEPT), text(cache_control={**_KEPT, "ttl": "1h"})]),
-    "cached for a day": turns([text(cache_control={**_KEPT, "ttl": "1d"})]),
+    **{f"model {name}": request(model=name) for name in MODELS},
+    **{f"{name} {value!r}": request(**{name: value}) for name, values in FIELDS.items() for value in values},
+    "forced tool": request(tools=[_TOOL], tool_choice={"type": "tool", "name": "t"}),
+    "forced tool on Opus": request(model=MODELS[2], tools=[_TOOL], tool_choice={"type": "any"}),
+    "unknown forced tool": request(tools=[_TOOL], tool_choice={"type": "tool", "name": "u"}),
+    "blocks": said([text()]),
+    "empty text": said([text(" ")]),
+    "empty content": said(""),
+    "content of a wrong kind": said(5),
+    "three turns": said("a", "b", "c"),
+    "prefill": said("a", "b"),
+    "prefill of an old model": said("a", "b", model="claude-haiku-4-5"),
+    "prefill that ends in a blank": said("a", "b ", model="claude-haiku-4-5"),
+    "unknown role": request(messages=[{"role": "system", "content": "x"}]),
+    "assistant first": request(messages=[{"role": "assistant", "content": "x"}]),
+    "turn with more": request(messages=[{"role": "user", "content": "x", "name": "y"}]),
+    "unknown block": said([{"type": "video", "x": 1}]),
+    "image": said([image(type="base64", media_type="image/png", data="iVBORw0KGgo=")]),
+    "image by address": said([image(type="url", url="https://example.com/a.png")]),
+    "image of an unknown kind": said([image(type="base64", media_type="image/x", data="")]),
+    "document": said([DOCUMENT]),
+    "document of the assistant": said("a", [DOCUMENT], "b"),
+    "citations on text": said([text(citations=[{"type": "char_location"}])]),
+    "cached block": said([text(cache_control=EPHEMERAL)]),
+    "five cached blocks": said([text(cache_control=EPHEMERAL)] * 5),
+    "hour after five minutes": said(
+        [text(cache_control=EPHEMERAL), text(cache_control={**EPHEMERAL, "ttl": "1h"})]
+    ),
+    "cached for a day": said([text(cache_control={**EPHEMERAL, "ttl": "1d"})]),
 }
 CALLS = {
     **{name: ("POST", "/v1/messages", given, {}) for name, given in BODIES.items()},
-    "no key": ("POST", "/v1/messages", body(), {"authorization": None}),
-    "another way to sign": ("POST", "/v1/messages", body(), {"authorization": None, "x-api-key": "sk-ant-api03-x"}),
-    "no version": ("POST", "/v1/messages", body(), {"anthropic-version": None}),
-    "unknown version": ("POST", "/v1/messages", body(), {"anthropic-version": "2020-01-01"}),
-    "older version": ("POST", "/v1/messages", body(temperature=0.5, model="claude-haiku-4-5"), {"anthropic-version": "2023-06-01"}),
+    "no key": ("POST", "/v1/messages", request(), {"authorization": None}),
+    "another way to sign": ("POST", "/v1/messages", request(), {"authorization": None, "x-api-key": "sk-ant-api03-x"}),
+    "no version": ("POST", "/v1/messages", request(), {"anthropic-version": None}),
+    "unknown version": ("POST", "/v1/messages", request(), {"anthropic-version": "2020-01-01"}),
+    "older version": ("POST", "/v1/messages", request(temperature=0.5, model="claude-haiku-4-5"), {"anthropic-version": "2023-06-01"}),
     "not JSON": ("POST", "/v1/messages", b"{", {}),
     "no object": ("POST", "/v1/messages", b"[]", {}),
     "unknown path": ("GET", "/v1/nothing", None, {}),
     "wrong method": ("GET", "/v1/messages", None, {}),
-    "count": ("POST", "/v1/messages/count_tokens", {k: v for k, v in body().items() if k != "max_tokens"}, {}),
-    "count with max_tokens": ("POST", "/v1/messages/count_tokens", body(), {}),
+    "count": ("POST", "/v1/messages/count_tokens", {k: v for k, v in request().items() if k != "max_tokens"}, {}),
+    "count with max_tokens": ("POST", "/v1/messages/count_tokens", request(), {}),
     "models": ("GET", "/v1/models?limit=2", None, {}),
     "a model": ("GET", f"/v1/models/{HAIKU}", None, {}),
     "no such model": ("GET", "/v1/models/gpt-5", None, {}),
@@ -121,8 +105,8 @@ CALLS = {
     "no such batch": ("GET", "/v1/messages/batches/msgbatch_none", None, {}),
     "results of no batch": ("GET", "/v1/messages/batches/msgbatch_none/results", None, {}),
     "batch of nothing": ("POST", "/v1/messages/batches", {"requests": []}, {}),
-    "batch with a bad id": ("POST", "/v1/messages/batches", {"requests": [{"custom_id": "a b", "params": body()}]}, {}),
-    "batch with one id twice": ("POST", "/v1/messages/batches", {"requests": [{"custom_id": "a", "params": body()}] * 2}, {}),
+    "batch with a bad id": ("POST", "/v1/messages/batches", {"requests": [{"custom_id": "a b", "params": request()}]}, {}),
+    "batch with one id twice": ("POST", "/v1/messages/batches", {"requests": [{"custom_id": "a", "params": request()}] * 2}, {}),
 }  # fmt: skip
 
 
@@ -144,7 +128,8 @@ def asked(connection, method, path, content, changes):
 
 def test_the_simulator_answers_as_recorded():
     """Clients of other libraries get the same answers as before."""
-    with cs.Simulator("start", speed=1_000, latency=0.01, seed=7) as api:
+    # In a second each bucket refills faster than a reply drains it, so its headers do not depend on the real clock.
+    with cs.Simulator("start", speed=1_000, latency=1.0, seed=7) as api:
         connection = http.client.HTTPConnection(api.url.removeprefix("http://"), timeout=30)
         answers = {name: asked(connection, *call) for name, call in CALLS.items()}
         connection.close()

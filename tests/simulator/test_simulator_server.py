@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from email.utils import parsedate_to_datetime
 
 import anthropic
@@ -14,7 +15,6 @@ import pytest
 from bodies import LONG, OPUS, SEARCH, TOOL, batch_of, cached, form, request, rows_of
 from desks import HEADERS, NOW, answered, desk
 
-from claudescale.api import catalog
 from claudescale.api.client import is_nearby
 from claudescale.clock import Clock
 from claudescale.simulator import Fault, Simulator
@@ -31,12 +31,11 @@ def simulator():
         yield made
 
 
-def asked(simulator, ask, **options):
+def asked(simulator, ask):
     """Return the result of `ask(client)`, with a client that validates every answer and retries nothing."""
 
     async def run():
-        strict = {"_strict_response_validation": True, "max_retries": 0, **options}
-        async with simulator.client(**strict) as client:
+        async with simulator.client(_strict_response_validation=True, max_retries=0) as client:
             return await ask(client)
 
     return asyncio.run(run())
@@ -72,160 +71,137 @@ def test_the_sdk_in_strict_mode_takes_every_message_streamed_or_not_and_in_a_bat
     ]
 
     async def ask(client):
-        plain, streamed = [], []
+        batches, streamed = client.messages.batches, []
+        plain = [await client.messages.create(**body) for body in bodies]
         for body in bodies:
-            plain.append(await client.messages.create(**body))
             async with client.messages.stream(**body) as stream:
                 streamed.append(await stream.get_final_message())
-        batch = await ended(client, (await client.messages.batches.create(**rows_of(*bodies))).id)
-        results = {
-            line.custom_id: line.result async for line in await client.messages.batches.results(batch.id)
-        }
-        return plain, streamed, [results[str(place)].message for place in range(len(bodies))]
+        batch = await ended(client, (await batches.create(**rows_of(*bodies))).id)
+        late = {line.custom_id: line.result.message async for line in await batches.results(batch.id)}
+        return plain, streamed, [late[str(place)] for place in range(len(bodies))]
+
+    def shape(message):
+        content = message.model_dump(exclude={"content": {"__all__": {"parsed_output"}}})["content"]
+        usage = message.usage.output_tokens, message.usage.server_tool_use
+        return content, message.stop_reason, message.stop_details, usage
 
     with Simulator(FREE, speed=2_000, faults={"refusal": 0.2, "refusal_midway": 0.2}) as made:
         plain, streamed, late = asked(made, ask)
         assert (made.stats["in_flight"], made.stats["calls"]) == (0, 2 * len(bodies))
-    for messages in zip(plain, streamed, late, strict=True):
-        shapes = [
-            (
-                message.model_dump(exclude={"content": {"__all__": {"parsed_output"}}})["content"],
-                (message.stop_reason, message.stop_details),
-                (message.usage.output_tokens, message.usage.server_tool_use),
-            )
-            for message in messages
-        ]
-        assert shapes[0] == shapes[1] == shapes[2]
+    assert [*map(shape, plain)] == [*map(shape, streamed)] == [*map(shape, late)]
     assert {"refusal", "end_turn"} <= {message.stop_reason for message in plain}
     assert any(message.usage.server_tool_use.web_search_requests for message in plain[6:])
     assert streamed[6].diagnostics.cache_miss_reason.type == "previous_message_not_found"
 
 
-BROKEN = {
-    "drop": (anthropic.APIConnectionError, False),
-    "drop_after": (anthropic.APIConnectionError, True),
-    "hang": (anthropic.APITimeoutError, False),
-    "html_body": (anthropic.InternalServerError, False),
-    "truncated_body": (Exception, True),
-    "not_json": (Exception, True),
+def test_the_sdk_in_strict_mode_takes_every_kind_of_result():
+    """Batches are created, listed, canceled and deleted; results of all four kinds are as counted."""
+    faults = {"batch_stuck": Fault(tries=[2]), "batch_expired": Fault(tries=[1], probability=0.5)}
+    body = batch_of(12)
+    body["requests"][1]["params"]["temperature"] = 0.5
+    body["requests"][2]["params"]["model"] = "claude-none"
+
+    async def ask(client):
+        batches, results = client.messages.batches, []
+        first, stuck = await batches.create(**body), await client.beta.messages.batches.create(**body)
+        assert first.expires_at - first.created_at == timedelta(hours=24)
+        with pytest.raises(anthropic.BadRequestError, match="still processing"):
+            await batches.delete(stuck.id)
+        assert (await batches.cancel(stuck.id)).cancel_initiated_at >= stuck.created_at
+        for name in (first.id, stuck.id):
+            counts = (await ended(client, name)).request_counts.to_dict()
+            results.append({line.custom_id: line.result async for line in await batches.results(name)})
+            types = [result.type for result in results[-1].values()]
+            assert counts == {kind: types.count(kind) for kind in counts}
+        assert [batch.id async for batch in batches.list(limit=1)] == [stuck.id, first.id]
+        assert (await batches.delete(stuck.id)).type == "message_batch_deleted"
+        return results
+
+    with Simulator(speed=2_000, batch_seconds=300, faults=faults) as made:
+        first, second = asked(made, ask)
+    assert {result.type for result in second.values()} == {"canceled"}
+    assert {result.type for result in first.values()} == {"succeeded", "errored", "expired"}
+    errors = [first[name].error.error.type for name in ("row-1", "row-2")]
+    assert errors == ["invalid_request_error", "not_found_error"]
+
+
+BROKEN = {  # how calls end, and whether a reply is billed, or a batch made, nevertheless
+    "drop": (anthropic.APIConnectionError, 0),
+    "drop_after": (anthropic.APIConnectionError, 1),
+    "hang": (anthropic.APITimeoutError, 0),
+    "html_body": (anthropic.InternalServerError, 0),
+    "truncated_body": (Exception, 1),
+    "not_json": (Exception, 1),
+}
+CREATES = {
+    "create_dropped": (anthropic.APIConnectionError, 0),
+    "create_failed": (anthropic.InternalServerError, 0),
+    "create_lost": (anthropic.APIConnectionError, 1),
+    "create_hang": (anthropic.APITimeoutError, 1),
+    "create_failed_after": (anthropic.InternalServerError, 1),
 }
 
 
-def test_broken_answers_break_as_they_do_on_the_wire():
-    """The SDK meets dropped, hanging, truncated, HTML and non-JSON answers, one kind per try.
+def test_broken_answers_break_as_they_do_on_the_wire_at_the_tries_that_are_chosen():
+    """The SDK meets dropped, hanging, cut and senseless answers to messages, creates, a poll and results.
 
-    A broken stream ends after half of its events and is billed.
+    A broken stream ends after half of its events and is billed; results end within a line.
     """
 
     async def ask(client):
-        for place, (kind, (error, billed)) in enumerate(BROKEN.items()):
-            before = made.desk.account.billed_rows["live"]
+        batches, whole_lines, account = client.messages.batches, 0, made.desk.account
+        with pytest.raises(anthropic.InternalServerError):
+            await batches.list()
+        for kind, (error, done) in {**BROKEN, **CREATES}.items():
+            before = account.billed_rows["live"] + account.counts["batches_created"]
+            impatient = client.with_options(timeout=0.4 if "hang" in kind else 30).messages
+            call = impatient.batches.create(**rows) if kind in CREATES else impatient.create(**request())
             with pytest.raises(error):
-                await client.messages.create(**request(), timeout=0.3 if kind == "hang" else 30)
-            assert made.desk.account.billed_rows["live"] - before == billed, (place, kind)
+                await call
+            assert account.billed_rows["live"] + account.counts["batches_created"] - before == done, kind
         with pytest.raises(Exception, match=BREAKS_OFF):
             async with client.messages.stream(**request()) as stream:
                 _ = [event.type async for event in stream]
-        assert made.desk.account.billed_rows["live"] - before == billed + 1
+        assert account.billed_rows["live"] == 4
+        name = (await batches.create(**rows)).id
+        await ended(client, name)
+        with pytest.raises(Exception, match=BREAKS_OFF):  # noqa: PT012
+            async for _ in await batches.results(name):
+                whole_lines += 1
+        assert whole_lines == 20
+        assert len([line async for line in await batches.results(name)]) == 41
 
-    faults = {kind: Fault(tries=[number]) for number, kind in enumerate(BROKEN, start=1)}
+    rows, tries = batch_of(41), [*enumerate(BROKEN, start=1), *enumerate(CREATES, start=1)]
+    faults = {"poll_failed": Fault(tries=[1]), "results_cut": Fault(tries=[1])}
+    faults |= {kind: Fault(tries=[number]) for number, kind in tries}
     faults["drop_after"] = Fault(tries=[2, len(BROKEN) + 1])
-    with Simulator(speed=200, faults=faults) as made:
+    with Simulator(speed=500, batch_seconds=60, faults=faults) as made:
         asked(made, ask)
-        assert made.stats["faults"] == {**dict.fromkeys(BROKEN, 1), "drop_after": 2}
+        assert made.stats["faults"] == {**dict.fromkeys(faults, 1), "drop_after": 2}
 
 
-def test_counts_models_and_limits_reach_the_sdk_as_its_types(simulator):
+def test_counts_pages_and_limits_reach_the_sdk_as_its_types(simulator):
     """A free count equals a message's billed tokens; lists are paged; limits are the tier's."""
     body = {**request(LONG, system="Be brief.")}
 
     async def ask(client):
         counted = await client.messages.count_tokens(**{k: v for k, v in body.items() if k != "max_tokens"})
         assert counted.input_tokens == (await client.messages.create(**body)).usage.input_tokens
-        default = [model async for model in client.models.list(limit=4)]
-        retired = [model async for model in client.models.list(lifecycle=["retired"])]
+        models = [model.id async for model in client.models.list(limit=4)]
         limits = {item.group.id: item.limits async for item in client.organization.rate_limits.list()}
-        return default, retired, await client.models.retrieve("claude-haiku-4-5"), limits
+        return models, limits
 
-    default, retired, one, limits = asked(simulator, ask)
+    models, limits = asked(simulator, ask)
     assert simulator.stats["calls"] == 1
-    assert {model.lifecycle for model in default} <= {"active", "deprecated"}
-    assert len(default) == len({model.id for model in default}) > 10
-    assert {model.lifecycle for model in retired} == {"retired"}
-    assert (one.line, one.max_input_tokens, one.display_name) == ("haiku", 200_000, "Claude Haiku 4.5")
-    assert one.id == catalog.model("claude-haiku-4-5").snapshot
+    assert len(models) == len({*models}) > 10
     values = {limit.type: limit.value for name in ("haiku-5-5", "batch") for limit in limits[name]}
     assert values["input_tokens_per_minute_cache_aware"] == 2_000_000
     assert values["enqueued_batch_requests"] == 200_000
 
 
-CREATES = {  # and whether a batch exists nevertheless
-    "create_dropped": (anthropic.APIConnectionError, False),
-    "create_failed": (anthropic.InternalServerError, False),
-    "create_lost": (anthropic.APIConnectionError, True),
-    "create_hang": (anthropic.APITimeoutError, True),
-    "create_failed_after": (anthropic.InternalServerError, True),
-}
-
-
-def test_calls_for_batches_fail_at_the_tries_that_are_chosen():
-    """A create leaves a batch behind or none, as its kind says; a poll fails; results end within a line."""
-
-    async def ask(client):
-        batches, raw = client.messages.batches, b""
-        with pytest.raises(anthropic.InternalServerError):
-            await batches.list()
-        for kind, (error, created) in CREATES.items():
-            before = [batch.id async for batch in batches.list(limit=100)]
-            impatient = client.with_options(timeout=0.5 if kind == "create_hang" else 60.0)
-            with pytest.raises(error):
-                await impatient.messages.batches.create(**batch_of(3))
-            left = [batch.id async for batch in batches.list(limit=100)]
-            assert (len(left) - len(before), left[created:]) == (created, before), kind
-        name = (await batches.create(**batch_of(41))).id
-        assert [batch.id async for batch in batches.list(limit=2)] == [name, *left]
-        await ended(client, name)
-        with pytest.raises(Exception, match=BREAKS_OFF):  # noqa: PT012
-            async with batches.with_streaming_response.results(name) as response:
-                async for part in response.iter_bytes():
-                    raw += part
-        assert (raw.count(b"\n"), raw.endswith(b"\n")) == (20, False)
-        assert len([line async for line in await batches.results(name)]) == 41
-
-    faults = {kind: Fault(tries=[number]) for number, kind in enumerate(CREATES, start=1)}
-    faults |= {"poll_failed": Fault(tries=[1]), "results_cut": Fault(tries=[1])}
-    with Simulator(speed=2000, batch_seconds=60, faults=faults) as made:
-        asked(made, ask)
-        assert made.stats["batches_created"] == 4
-        assert made.stats["faults"] == dict.fromkeys(faults, 1)
-
-
-@pytest.mark.slow
-def test_a_large_batch_leaves_other_calls_their_turn():
-    """Live calls are answered while thousands of overdue rows are processed and their replies written."""
-
-    async def ask(client):
-        async def results_of(batch):
-            await ended(client, batch.id)
-            return [line async for line in await client.messages.batches.results(batch.id)]
-
-        await client.messages.create(**request())  # the SDK's first call takes long
-        batch, calls = await client.messages.batches.create(**batch_of(1_500)), 0
-        results = asyncio.ensure_future(results_of(batch))
-        while not results.done():
-            await client.messages.create(**request(f"live {calls}"))
-            calls += 1
-        return calls, len(await results)
-
-    # The replies take no time, and all rows are due at once, long before they can be done.
-    with Simulator(FREE, speed=2e4, batch_seconds=1.0, latency=0.0, batch_requests_per_minute=1e9) as made:
-        calls, lines = asked(made, ask)
-    assert calls > 5
-    assert lines == 1_500
-
-
-def test_any_client_learns_the_clock(simulator):
-    """Plain HTTP works; GET /simulator describes it; answers are marked and dated in API time."""
+def test_any_client_learns_the_clock_and_nobody_is_answered_once_it_is_closed(simulator):
+    """Answers to plain HTTP are marked and dated in API time; it listens on this machine only."""
+    assert simulator.url.startswith("http://127.0.0.1:")
     status, headers, about = fetch(f"{simulator.url}/simulator")
     assert (status, about["simulator"], about["speed"], about["tier"]) == (200, "claudescale", 200, "start")
     assert abs(about["now"] - simulator.clock.seconds()) < 10 * 200
@@ -235,43 +211,34 @@ def test_any_client_learns_the_clock(simulator):
         assert (status, headers["claudescale-simulator"]) == (200, "1")
         assert parsedate_to_datetime(headers["date"]).timestamp() >= int(about["now"])
     assert fetch(f"{simulator.url}/simulator/stats")[2]["billed_rows"] == 2
-
-
-def test_it_listens_on_this_machine_only_and_closes(simulator):
-    """The address is loopback; a port in use is an error; closed, it refuses connections, keeps its stats."""
-    assert simulator.url.startswith("http://127.0.0.1:")
-    fetch(f"{simulator.url}/v1/messages", request())
     with pytest.raises(OSError, match="address already in use"):
         Simulator(port=int(simulator.url.rpartition(":")[2]))
     for _ in range(2):
         simulator.close()
-    assert simulator.stats["billed_rows"] == 1
+    assert simulator.stats["billed_rows"] == 2
     assert repr(simulator) == "<Simulator closed tier='start' speed=200 seed=0>"
     with pytest.raises(httpx2.ConnectError):
         fetch(f"{simulator.url}/simulator")
 
 
-def cells_of(page):
-    """Return the cells of each row of a page's tables, without their tags."""
-    rows = [re.split("<t[dh][^>]*>", row)[1:] for row in page.split("<tr>")]
-    return {row[0]: [cell.partition("<")[0].strip() for cell in row[1:]] for row in rows if row}
+def words_of(page):
+    """Return the words of each row of a page's tables."""
+    return [re.sub("<[^>]*>", " ", row).split() for row in page.split("<tr>")]
 
 
 def test_the_board_shows_by_key_what_passed_and_what_was_refused():
     """Three calls a minute are shared by three pupils; a minute later only the totals include them."""
     at = desk((3, 40_000, 8_000))
-    assert "0 keys on one account" in board(at, Clock(10), "http://h")
     for key in ("anna", "<b>script", "<b>script", "sk-a-secret", "sk-a-other"):
         answered(at, request(), headers={**HEADERS, "authorization": f"Bearer {key}"})
     page, late = (board(at, Clock(10, now, monotonic=lambda: 0.0), "http://h") for now in (NOW, NOW + 61))
     assert not any(word in page for word in ("secret", "script", "<b>"))
-    assert page.count("<tr><td>sk-a<td") == 2  # keys with the same beginning stay apart
-    rows = cells_of(page)
-    expected = {"anna": "1010", "&lt;b&gt;s": "2020", "sk-a": "0101", "All": "3232"}
-    assert [*rows][3:] == ["Name", "&lt;b&gt;s", "anna", "sk-a", "All"]
-    assert {name: "".join(rows[name][:2] + rows[name][3:]) for name in expected} == expected
-    assert "".join(cells_of(late)["All"]) == "00032"
-    assert rows["haiku-5-5"][0] == "0 of 3"
+    shown = [" ".join(row[:3] + row[4:]) for row in words_of(page)[-5:]]  # without the tokens
+    assert shown[:2] == ["&lt;b&gt;s 2 0 2 0", "anna 1 0 1 0"]
+    assert shown[2:4] == ["sk-a 0 1 0 1"] * 2  # keys with the same beginning stay apart
+    assert shown[4].startswith("All 3 2 3 2")
+    assert words_of(late)[-1][:6] == ["All", "0", "0", "0", "3", "2"]
+    assert ["haiku-5-5", "0", "of", "3"] in [row[:4] for row in words_of(page)]
     assert "passes here in 6 seconds" in page
     assert 'http-equiv="refresh"' in page
 
