@@ -60,14 +60,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _body(self):
-        if "chunked" not in (self.headers.get("transfer-encoding") or ""):
-            return self.rfile.read(int(self.headers.get("content-length") or 0))
-        parts = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
+        return self.rfile.read(int(self.headers.get("content-length") or 0))
 
     do_GET = do_POST = do_DELETE = do_CONNECT = _answer  # noqa: N815 - the names that are called
 
@@ -137,45 +130,29 @@ def passed_on(url):
 
 
 class BatchApi:
-    """A handler that accepts batches and takes each row's result from ``answer(params) -> result``."""
+    """A handler that ends batches at once and takes each row's result from ``answer(params) -> result``."""
 
     def __init__(self, answer):
-        self._answer, self._made = answer, {}
+        self._answer, self._lines = answer, {}
 
     def __call__(self, method, path, _headers, body):
         """Answer one call."""
-        path = path.partition("?")[0]
-        batch_id, _, rest = path.removeprefix("/v1/messages/batches/").partition("/")
         match method, path:
             case "POST", "/v1/messages":
-                found = self._answer(json.loads(body)).get("message", message())
-            case "POST", "/v1/messages/count_tokens":
-                found = {"input_tokens": 12}
+                return 200, {}, self._answer(json.loads(body)).get("message", message())
             case "POST", "/v1/messages/batches":
-                batch_id, requests = f"msgbatch_{len(self._made) + 1}", json.loads(body)["requests"]
-                self._made[batch_id] = [
-                    (each["custom_id"], self._answer(each["params"])) for each in requests
-                ]
-                found = self._shown(batch_id, "in_progress")
-            case "GET", "/v1/messages/batches":
-                found = {"data": [self._shown(each) for each in reversed(self._made)], "has_more": False}
-            case "GET", _ if batch_id in self._made and rest:
-                lines = ({"custom_id": key, "result": result} for key, result in self._made[batch_id])
-                found = "\n".join(map(json.dumps, lines)).encode()
-            case "GET", _ if batch_id in self._made:
-                found = self._shown(batch_id)
-            case _:
-                return NOT_FOUND
-        return 200, {}, found
-
-    def _shown(self, batch_id, status="ended"):
-        kinds = [result["type"] for _, result in self._made[batch_id]] if status == "ended" else []
-        counts = {name: kinds.count(name) for name in ("succeeded", "errored", "canceled", "expired")}
-        return {
-            "id": batch_id,
-            "processing_status": status,
-            "request_counts": {"processing": len(self._made[batch_id]) - len(kinds), **counts},
-            "created_at": "2026-11-20T10:00:00Z",
-            "ended_at": "2026-11-20T10:01:00Z",
-            "results_url": f"/v1/messages/batches/{batch_id}/results",
-        }
+                rows = json.loads(body)["requests"]
+                results = {row["custom_id"]: self._answer(row["params"]) for row in rows}
+                kinds = [result["type"] for result in results.values()]
+                shown = {
+                    "id": f"msgbatch_{len(self._lines) + 1}",
+                    "processing_status": "ended",
+                    "request_counts": {kind: kinds.count(kind) for kind in kinds},
+                    "created_at": "2026-11-20T10:00:00Z",
+                    "ended_at": "2026-11-20T10:01:00Z",
+                    "results_url": "any",
+                }
+                lines = ({"custom_id": name, "result": result} for name, result in results.items())
+                self._lines[f"{path}/{shown['id']}/results"] = "\n".join(map(json.dumps, lines)).encode()
+                return 200, {}, shown
+        return (200, {}, self._lines[path]) if path in self._lines else NOT_FOUND

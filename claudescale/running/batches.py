@@ -388,7 +388,7 @@ class Batches:
     async def _look_at(self, batch: Followed, answer: Answer) -> None:
         """Update a batch from an answer that describes it."""
         shown = read_object(answer.content)
-        if not await self._hears(batch, answer, is_readable=batch_rules.is_batch(shown)):
+        if not await self._is_success(batch, answer, is_readable=batch_rules.is_batch(shown)):
             return
         batch.missed = Streak()
         record = batch_rules.updated(batch.record, shown)
@@ -399,7 +399,7 @@ class Batches:
             words = f"the results of batch {batch.record.batch_id} are over {days} days old and gone"
             self._give_up(batch, "results_gone", words)
 
-    async def _hears(self, batch: Followed, answer: Answer, *, is_readable: bool = True) -> bool:
+    async def _is_success(self, batch: Followed, answer: Answer, *, is_readable: bool = True) -> bool:
         """Whether an answer is a success; failures are believed only after several in a row."""
         # A single 404 may come from a replica that does not know a new batch yet. Once it is believed, the
         # batch stays in the ledger, as another key may see it. A simulator's batch ended with the simulator,
@@ -451,7 +451,7 @@ class Batches:
         after: dict[str, str] = {}
         while True:  # the newest come first
             answer = await self._wire.page(limit=_PAGE, **after)
-            if not await self._hears(lost, answer):
+            if not await self._is_success(lost, answer):
                 return None
             page = listed(answer)
             window = batch_rules.window(lost.record, lost.lost_until, answer, self._clock.seconds())
@@ -480,7 +480,7 @@ class Batches:
         recorded = await loops.in_thread(self._ledger.recorded, batch.record)
         take = partial(self._take, batch, recorded)
         answer = await self._wire.results(str(batch.record.batch_id), take)
-        if not await self._hears(batch, answer):
+        if not await self._is_success(batch, answer):
             return
         held = pl.Series(await loops.in_thread(self._ledger.held, batch.record.nonce), dtype=pl.String)
         missing = held.filter(~held.is_in(recorded.implode())).to_list()

@@ -4,7 +4,7 @@ import re
 
 import polars as pl
 import pytest
-from predicted import kept, ran, resampled, texts
+from predicted import kept, limits, ran, resampled, texts
 from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
@@ -72,6 +72,16 @@ def test_pilots_foretell_dollars_and_minutes(name, rows, wide):
             assert found[f"{figure}_covered"] >= 0.75, found
             assert abs(found[f"{figure}_median"]) < max(0.06, wide / 4), found
             assert found[f"{figure}_wide"] < wide, found
+
+
+def test_lost_answers_take_minutes_of_the_output_limit():
+    """A pilot that lost three answers in ten says that all rows take as much longer."""
+    plan = a_plan(texts(60), tier=limits(output_tokens=2_000))
+    usual, slow = (
+        plan.calibrate(ran(plan, faults=faults)).replace(frame=texts(2_000)).options["minutes"][0]
+        for faults in ({}, {"drop_after": 0.3})
+    )
+    assert slow / usual == pytest.approx(1.3, abs=0.1)
 
 
 @pytest.mark.slow

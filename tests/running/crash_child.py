@@ -4,7 +4,6 @@ import inspect
 import itertools
 import os
 import signal
-from contextlib import contextmanager
 
 import anthropic
 from batch_runs import the_plan
@@ -53,18 +52,16 @@ def _strike(owner, method, when, passed, times):
         if moment == when and next(passed) == times:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    @contextmanager
-    def counted():
-        count("before")
-        yield
-        count("after")
-
     async def awaited(*given):
-        with counted():
-            return await real(*given)
+        count("before")
+        result = await real(*given)
+        count("after")
+        return result
 
     def called(*given):
-        with counted():
-            return real(*given)
+        count("before")
+        result = real(*given)
+        count("after")
+        return result
 
     setattr(owner, method, awaited if inspect.iscoroutinefunction(real) else called)

@@ -18,35 +18,20 @@ from claudescale.simulator import Fault
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def start():
-    """Yield a function that starts processes, forked from a single-threaded one with all imports done."""
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Return a function that starts processes, forked from a single-threaded one with all imports done."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["crash_child"])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
-    def start(api, ledger, point, **options):
-        order = {"url": api.url, "ledger": ledger, "point": point, **options}
+    def start(api, point, **options):
+        order = {"url": api.url, "ledger": tmp_path / "l", "point": point, **options}
         process = processes.Process(target=crash_child.run, kwargs=order)
         process.start()
         return process
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        yield start
-
-
-@pytest.fixture
-def crash(start, tmp_path):
-    """Yield a function that runs a plan in a process that is killed at a point."""
-
-    def run(api, point, **options):
-        process = start(api, tmp_path / "l", point, **options)
-        process.join()
-        assert process.exitcode == -SIGKILL or (
-            point == "any" and process.exitcode == 0
-        )  # few steps are left
-
-    return run
+    return start
 
 
 def check(api, ledger, rows, **plan):
@@ -63,30 +48,34 @@ def check(api, ledger, rows, **plan):
 
 
 @pytest.mark.parametrize("point", crash_child.POINTS)
-def test_one_batch(tmp_path, crash, point):
+def test_one_batch(tmp_path, start, point):
     """At whatever point of its only batch the process is killed, the next run pays for no row again."""
     with quick(batch_seconds=120.0) as api:
-        crash(api, point, rows=20, times=3 if point == "in the body" else 1)
+        process = start(api, point, rows=20, times=3 if point == "in the body" else 1)
+        process.join()
+        assert process.exitcode == -SIGKILL
         check(api, tmp_path / "l", 20)
         assert api.stats["batches_created"] == 1
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_again_and_again_at_any_step(tmp_path, crash, seed):
+def test_killed_again_and_again_at_any_step(tmp_path, start, seed):
     """Runs that take over are killed as well, with lost answers in addition: each row is paid once."""
     drawn = random.Random(seed)
     faults = {"create_lost": Fault(tries=[2]), "create_failed": Fault(tries=[3])}
     with quick(queue=40, seed=seed, faults=faults) as api:
         for _ in range(4):
-            crash(api, "any", rows=60, queue=20, times=drawn.randint(1, 30))
+            process = start(api, "any", rows=60, queue=20, times=drawn.randint(1, 30))
+            process.join()
+            assert process.exitcode in {-SIGKILL, 0}  # few steps may be left
         check(api, tmp_path / "l", 60, queue=20)
 
 
 def test_two_processes_at_once(tmp_path, start):
     """They share the rows, and each is paid for once."""
     with quick(queue=30) as api:
-        both = [start(api, tmp_path / "l", "nowhere", rows=60, queue=15) for _ in range(2)]
+        both = [start(api, "nowhere", rows=60, queue=15) for _ in range(2)]
         for process in both:
             process.join()
-        assert [process.exitcode for process in both] == [0, 0]
+            assert process.exitcode == 0
         check(api, tmp_path / "l", 60, queue=15)

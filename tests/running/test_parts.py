@@ -50,17 +50,15 @@ def test_a_budget_holds_for_all_slices(plan, tmp_path):
     assert (tmp_path / "out" / "part-000000.parquet").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"prompt": pl.col("text").shift(1)}, "other slices"),
-        ({"frame": reviews(3).with_row_index("row")}, "column 'row'"),
-        ({"samples": 2}, r"samples=2: use plan\.replace\(samples=1\)"),
-    ],
-)
-def test_what_cannot_be_sliced_is_refused(plan, tmp_path, changes, words):
+def test_what_cannot_be_sliced_is_refused(plan, tmp_path):
     """A prompt over other rows, a column of the same name, and `samples` are reported before sending."""
+    changes = {
+        "other slices": {"prompt": pl.col("text").shift(1)},
+        "column 'row'": {"frame": reviews(3).with_row_index("row")},
+        r"samples=2: use plan\.replace\(samples=1\)": {"samples": 2},
+    }
     with simulator() as api:
-        with pytest.raises(cs.PlanError, match=words):
-            parts(plan.replace(**changes), tmp_path, api.client())
+        for words, change in changes.items():
+            with pytest.raises(cs.PlanError, match=words):
+                parts(plan.replace(**change), tmp_path, api.client())
         assert api.stats["calls"] == 0
