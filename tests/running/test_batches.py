@@ -119,7 +119,10 @@ def faults(**given):
 HYBRID = {"mode": "hybrid", "deadline": 600}
 PASSES = {
     "creates fail, or their answers are lost": Case(
-        on(list=[(502, HTML, PAGE)] * 60), 40, {"queue": 20}, faults(create_lost=[1, 2], create_failed=[4])
+        on(list=[(502, HTML, PAGE), (200, HTML, PAGE)] * 30),
+        40,
+        {"queue": 20},
+        faults(create_lost=[1, 2], create_failed=[4]),
     ),
     "a create fails, and there is a batch": Case(api=faults(create_failed_after=[1]), seen={"made": 1}),
     "a queue smaller than the table says": Case(rows=100, plan={"queue": 1_000}, api={"queue": 40}),
