@@ -6,6 +6,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -129,3 +130,11 @@ def test_examples_in_docstrings_run(name):
     module = importlib.import_module(f"claudescale.{name}".rstrip("."))
     done = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert (done.failed, done.attempted > 0) == (0, True)
+
+
+def test_conda_and_pip_install_the_same():
+    """Conda installs the Python that pyproject.toml requires, and pip everything that it lists."""
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    listed = (ROOT / "environment.yml").read_text()
+    assert f"- python{requires}\n" in listed
+    assert "- --editable .[notebook]\n" in listed
