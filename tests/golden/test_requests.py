@@ -3,7 +3,6 @@
 import json
 import re
 
-import anthropic
 import polars as pl
 import pytest
 from canned import KEY, BatchApi, Canned, message
@@ -12,11 +11,6 @@ from plans import OPTIONS, RETURNS, a_plan
 from running import WIDE, finished
 
 import claudescale as cs
-
-
-def real(server):
-    """Return a client of a server that does not declare itself a simulator."""
-    return anthropic.AsyncAnthropic(api_key=KEY, base_url=server.url)
 
 
 def test_keys_and_bodies_are_those_recorded():
@@ -33,7 +27,7 @@ def test_live_calls_send_what_the_plan_shows():
     for name in ("plain", "list", "expression", "system cached", "pydantic with system", "effort"):
         plan = a_plan(**OPTIONS[name])
         with Canned(lambda *_: (200, {}, message())) as server:
-            finished(plan, real(server))
+            finished(plan, cs.connect(api_key=KEY, base_url=server.url))
             assert sorted(server.bodies()) == sorted(body.encode() for body in plan.requests["params"])
 
 
@@ -41,17 +35,16 @@ def test_live_calls_send_what_the_plan_shows():
 def test_a_batch_sends_what_the_plan_shows():
     """Each row's params equal those of `Plan.requests`; its id is a key and the batch's own nonce."""
     result = {"type": "succeeded", "message": message()}
-    for name in ("batch", "pydantic"):
-        plan = a_plan(**{**OPTIONS[name], "mode": "batch"})
-        with Canned(BatchApi(lambda _: result)) as server:
-            assert finished(plan, real(server)).state == "finished"
-            (body,) = server.bodies("/v1/messages/batches")
-        ids = [each["custom_id"] for each in json.loads(body)["requests"]]
-        (mark,) = {each[32:] for each in ids}
-        assert re.fullmatch("-[0-9a-f]{12}", mark)
-        pairs = zip(ids, plan.requests["params"], strict=True)
-        rows = [f'{{"custom_id":"{each}","params":{params}}}' for each, params in pairs]
-        assert body.decode() == f'{{"requests":[{",".join(rows)}]}}'
+    plan = a_plan(**OPTIONS["pydantic"], mode="batch")
+    with Canned(BatchApi(lambda _: result)) as server:
+        assert finished(plan, cs.connect(api_key=KEY, base_url=server.url)).state == "finished"
+        (body,) = server.bodies("/v1/messages/batches")
+    ids = [each["custom_id"] for each in json.loads(body)["requests"]]
+    (mark,) = {each[32:] for each in ids}
+    assert re.fullmatch("-[0-9a-f]{12}", mark)
+    pairs = zip(ids, plan.requests["params"], strict=True)
+    rows = [f'{{"custom_id":"{each}","params":{params}}}' for each, params in pairs]
+    assert body.decode() == f'{{"requests":[{",".join(rows)}]}}'
 
 
 @pytest.mark.slow
@@ -77,13 +70,3 @@ def test_results_of_seeded_runs_are_those_recorded():
             results = finished(a_plan(**options), api.client()).results
             found[name] = json.loads(results.cast({pl.Date: pl.String}).write_json())
     check("results", found)
-
-
-def test_a_simulator_of_another_seed_is_another_api(path):
-    """A ledger's rows are known to a simulator of the same seed, and sent again to one of another."""
-    plan, calls = a_plan(), []
-    for seed in (1, 1, 2):
-        with cs.Simulator(WIDE, speed=600, seed=seed) as api:
-            finished(plan, api.client(), ledger=path)
-            calls.append(api.stats["calls"])
-    assert calls == [len(plan.requests), 0, len(plan.requests)]

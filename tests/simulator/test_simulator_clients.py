@@ -1,11 +1,9 @@
-"""Third-party clients, unchanged, against the simulator: what works there works here.
-
-They run if they are installed. (langchain-anthropic, inspect-ai and instructor are tested by hand.)
-"""
+"""Third-party clients, unchanged, against the simulator, if they are installed."""
 
 import asyncio
 import gc
 import importlib
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Literal
 
@@ -29,18 +27,16 @@ class Review(pydantic.BaseModel):
 @pytest.fixture
 def serve(monkeypatch):
     """Return a function that runs a simulator, which every client finds by the environment."""
-    running = []
+    with ExitStack() as running:
 
-    def made(**options):
-        running.append(Simulator(speed=2_000, batch_seconds=300, **options))
-        for name, value in {"BASE_URL": running[-1].url, "API_KEY": "sk-any"}.items():
-            monkeypatch.setenv(f"ANTHROPIC_{name}", value)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        return running[-1]
+        def made(**options):
+            simulator = running.enter_context(Simulator(speed=2_000, batch_seconds=300, **options))
+            monkeypatch.setenv("ANTHROPIC_BASE_URL", simulator.url)
+            monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-any")
+            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+            return simulator
 
-    yield made
-    for simulator in running:
-        simulator.close()
+        yield made
     gc.collect()  # unclosed resources of a client are reported here, where they are ignored
 
 

@@ -1,5 +1,6 @@
 """The simulated models' replies, how their tokens and cache are counted, and the effects of faults."""
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -14,10 +15,7 @@ from claudescale.simulator.wire import TABLES, Problem
 
 
 def test_a_reply_depends_on_the_seed_and_the_body_alone():
-    """Order, time, tier and earlier calls never change a reply; the seed does; every text is marked.
-
-    With varied replies an identical request gets a new answer each time, in an order fixed by the seed.
-    """
+    """Order, time, tier and earlier calls never change a marked reply; the seed and `varied` do."""
     bodies = [request(f"Row {n}: the screen froze. It was slow. I like the case.") for n in range(30)]
     one, two, other = desk(seed=3), desk("start", seed=3), desk(seed=4)
     first = [text_of(message_of(body, one)) for body in bodies]
@@ -60,14 +58,12 @@ def test_thinking_counts_in_max_tokens_and_can_be_kept_off():
 
 def test_classification_looks_plausible_and_better_models_err_less():
     """Labels follow the words of the text; over many rows Opus errs less than Haiku 4.5."""
-    texts = [f"Order {n}: great quality, I love it." for n in range(100)]
-    texts += [f"Order {n}: arrived broken and late, terrible." for n in range(100)]
-    right = Counter()
+    words, right = {"positive": "great quality, I love it", "negative": "arrived broken, terrible"}, Counter()
     for model in (OLD, HAIKU, OPUS):
-        for number, text in enumerate(texts):
-            body = request(f"Which is it?\n\n{text}", model=model, max_tokens=8000, **form())
-            label = json.loads(text_of(message_of(body)))["sentiment"]
-            right[model] += label == ("positive" if number < 100 else "negative")
+        for wanted, number in itertools.product(words, range(100)):
+            text = f"Which is it?\n\nOrder {number}: {words[wanted]}."
+            message = message_of(request(text, model=model, max_tokens=8000, **form()))
+            right[model] += json.loads(text_of(message))["sentiment"] == wanted
     assert 0.75 < right[OLD] / 200 < right[OPUS] / 200 < 1.0
     assert right[HAIKU] / 200 > 0.85
 
@@ -94,8 +90,7 @@ def test_a_prefix_is_written_then_read_until_its_time_is_up():
     at = desk()
     written = shares(message_of(said(LONG, cache_control=EPHEMERAL), at))[1]
     longer = shares(message_of(said(LONG, "Yes.", f"{LONG}?", cache_control=EPHEMERAL), at, NOW + 60))
-    assert longer[2] > 512
-    assert longer[2] == pytest.approx(written, abs=10)
+    assert 512 < longer[2] == pytest.approx(written, abs=10)
 
 
 def test_calls_that_start_together_all_write_and_reads_do_not_count_against_the_input_limit():
@@ -164,11 +159,9 @@ def test_levels_refuse_once_dollars_are_spent_or_too_many_calls_are_in_flight():
 
 
 SPOILED = [
-    ("refusal_midway", "refusal", ["text"]),
-    ("empty_content", "end_turn", []),
-    ("thinking_only", "max_tokens", ["thinking"]),
-    ("cut", "max_tokens", ["text"]),
-]
+    ("refusal_midway", "refusal", ["text"]), ("empty_content", "end_turn", []),
+    ("thinking_only", "max_tokens", ["thinking"]), ("cut", "max_tokens", ["text"]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "reason", "blocks"), SPOILED)
