@@ -70,3 +70,13 @@ def test_results_of_seeded_runs_are_those_recorded():
             results = finished(a_plan(**options), api.client()).results
             found[name] = json.loads(results.cast({pl.Date: pl.String}).write_json())
     check("results", found)
+
+
+def test_a_simulator_of_another_seed_is_another_api(path):
+    """A ledger's rows are known to a simulator of the same seed, and sent again to one of another."""
+    plan, calls = a_plan(), []
+    for seed in (1, 1, 2):
+        with cs.Simulator(WIDE, speed=600, seed=seed) as api:
+            finished(plan, api.client(), ledger=path)
+            calls.append(api.stats["calls"])
+    assert calls == [len(plan.requests), 0, len(plan.requests)]
