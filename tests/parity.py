@@ -1,12 +1,12 @@
 """Even or odd: rows with known answers, and simulated models that err on every n-th number."""
 
 import polars as pl
-import pytest
-from running import WIDE_LIMITS, simulator
+from running import WIDE_LIMITS
 
 import claudescale as cs
 
 CHEAP, MIDDLE, DEAR = MODELS = ["claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"]
+WRONG_EVERY = {CHEAP: 5, MIDDLE: 50, DEAR: 10_000}
 LABELS = pl.Enum(["even", "odd"])
 RIGHT = pl.col("reply").cast(pl.String) == pl.col("truth").str.strip_chars().str.to_lowercase()
 
@@ -22,16 +22,11 @@ def numbers(rows):
     return pl.DataFrame({"number": range(rows), "truth": truth})
 
 
-def answering(**wrong_every):
-    """Return a function that answers; a model errs on every n-th number, and where odd is asked first."""
-    every = dict(zip(MODELS, wrong_every.values(), strict=True))
-
-    def answer(body):
-        number, asks = number_of(body), body["messages"][0]["content"]
-        wrong = number % every[body["model"]] == 0 or asks.startswith("Odd")
-        return {"reply": ["even", "odd"][(number + wrong) % 2]}
-
-    return answer
+def answer(body):
+    """Classify a number; a model errs on every n-th one, and where odd is asked first."""
+    number, asks = number_of(body), body["messages"][0]["content"]
+    wrong = number % WRONG_EVERY[body["model"]] == 0 or asks.startswith("Odd")
+    return {"reply": ["even", "odd"][(number + wrong) % 2]}
 
 
 def a_plan(rows=200, **options):
@@ -39,19 +34,3 @@ def a_plan(rows=200, **options):
     options = {"model": CHEAP, "tier": WIDE_LIMITS, "returns": LABELS, "max_tokens": 2000, **options}
     frame, prompt = options.pop("frame", numbers(rows)), options.pop("prompt", "Even or odd? {number}")
     return cs.plan(frame, prompt, **options)
-
-
-def run(thing, client, ledger=None):
-    """Return a finished trial, or the finished run of a cascade."""
-    return cs.wait(thing.run(client, ledger=ledger, progress=False))
-
-
-def api_of(answer):
-    """Return a fixture: a fresh simulator with these replies."""
-
-    @pytest.fixture
-    def api():
-        with simulator(replies=answer, speed=200) as one:
-            yield one
-
-    return api

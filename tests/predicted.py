@@ -11,6 +11,7 @@ from contextlib import closing
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import paced
 import polars as pl
 import virtual
 from engine import DeskSend
@@ -26,7 +27,6 @@ from claudescale.running.live import Live
 
 STORY = """the parcel was late box broken again never order refund please driver phone answer twice colour
 size small large sent back money waited days week shop friendly quick thanks good great bad price label"""
-LIMITS = ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute")
 HAIKU, SONNET, OPUS = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"
 
 
@@ -44,7 +44,7 @@ def texts(rows, seed=1):
 
 def limits(requests=60_000, input_tokens=1e8, output_tokens=1e8):
     """Return limits of which at most one binds."""
-    return cs.Limits(**dict(zip(LIMITS, (requests, input_tokens, output_tokens), strict=True)))
+    return paced.table(requests, input_tokens, output_tokens)
 
 
 def long_tailed(body, seed):
@@ -54,11 +54,8 @@ def long_tailed(body, seed):
 
 
 SECONDS = {"bucket_seconds": 1.0}
-LEVELS = {"level": pl.Enum(["first day", "every day", "expert"])}
-LEVEL = {"prompt": "For whom is this?\n{doc}", "returns": LEVELS}
 INPUT, OUTPUT = limits(input_tokens=30_000), limits(output_tokens=12_000)
 CASES = {
-    "level": (LEVEL, SECONDS),
     "long tail, output binds": (
         {"tier": OUTPUT, "prompt": "Write about: {doc}", "max_tokens": 8_000},
         SECONDS | {"replies": long_tailed},
@@ -67,7 +64,7 @@ CASES = {
     "input binds": ({"tier": INPUT, "model": OPUS}, {}),
     "input binds, cached": ({"tier": INPUT, "system": "Be exact and be short. " * 250, "cache": True}, {}),
 }
-"""What a plan is besides the ordinary, and the API that it meets; the benchmark has twelve more."""
+"""What a plan is besides the ordinary, and the API that it meets; the benchmark has thirteen more."""
 
 
 def case(name, rows=None, seed=1):
@@ -114,11 +111,10 @@ def ran(plan, **api: Any):
 
     async def go():
         clock = virtual.clock()
-        allowed = dict(zip(LIMITS, compiled.limits.per_minute, strict=True))
         job = Job(plan, SimpleNamespace(middleware=()), None)
         job._work = work = compiled.work("simulator")
-        job.clock, job.wire = clock, SimpleNamespace(send=DeskSend(clock, **allowed, **api))
-        job.api = Api(name="simulator", simulated=True, clock=clock)
+        job.api, job.clock = Api(name="simulator", simulated=True, clock=clock), clock
+        job.wire = SimpleNamespace(send=DeskSend(clock, tier=compiled.limits.per_minute, **api))
         job.meter.begin(work.keys)
         with closing(Store(None)) as ledger:
             job.ledger = ledger

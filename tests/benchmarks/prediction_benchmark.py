@@ -20,7 +20,10 @@ os.environ.setdefault("POLARS_MAX_THREADS", "1")  # before Polars is imported
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import polars as pl
-from predicted import CASES, INPUT, LEVEL, LEVELS, OPUS, OUTPUT, SECONDS, kept, limits, long_tailed, resampled
+from predicted import CASES, INPUT, OPUS, OUTPUT, SECONDS, kept, limits, long_tailed, resampled
+
+LEVELS = {"level": pl.Enum(["first day", "every day", "expert"])}
+LEVEL = {"prompt": "For whom is this?\n{doc}", "returns": LEVELS}
 
 
 def echo(body, _seed):
@@ -32,6 +35,7 @@ CASES.update(
     {
         # Plans of the notebooks, on limits that are enforced by the second.
         "summary": ({"prompt": "What is it?\n{doc}", "returns": LEVELS | {"summary": pl.String}}, SECONDS),
+        "level": (LEVEL, SECONDS),
         "level, tier 1": (LEVEL | {"tier": 1}, SECONDS),
         "level, build": (LEVEL | {"tier": "build"}, SECONDS),
         "level, Opus": (LEVEL | {"model": OPUS}, SECONDS),

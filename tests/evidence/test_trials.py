@@ -4,15 +4,18 @@ import math
 
 import polars as pl
 import pytest
-from parity import CHEAP, DEAR, MIDDLE, MODELS, RIGHT, a_plan, answering, api_of, number_of, numbers, run
-from running import simulator
+from drawing import check_drawn_whole
+from parity import CHEAP, DEAR, MIDDLE, MODELS, RIGHT, WRONG_EVERY, a_plan, answer, number_of, numbers
+from running import finished, simulator
 
 import claudescale as cs
 from claudescale.evidence.trials import TRIAL
 
-WRONG_EVERY = {"cheap": 5, "middle": 50, "dear": 10_000}
-answer = answering(**WRONG_EVERY)
-api = api_of(answer)
+
+@pytest.fixture
+def api():
+    with simulator(replies=answer, speed=200) as one:
+        yield one
 
 
 def a_trial(n, models=MODELS, **options):
@@ -40,10 +43,9 @@ def test_a_trial_shows_what_it_costs_before_anything_is_sent():
 def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(api, path):
     """Scores are shares of right replies, dollars are what the server billed; a plan keeps mode and rows."""
     whole = a_plan(500, mode="batch", deadline=5000)
-    trial = run(cs.trial(whole, MODELS, n=120, score="truth"), api.client(), path)
+    trial = finished(cs.trial(whole, MODELS, n=120, score="truth"), api.client(), ledger=path)
     assert trial.table["dollars"].sum() == pytest.approx(api.stats["dollars"])
     assert len({tuple(plan.frame["number"]) for plan in trial.plans.values()}) == 1
-    assert trial.table["choice"].to_list() == MODELS
     for row, every in zip(trial.table.iter_rows(named=True), WRONG_EVERY.values(), strict=True):
         right = 1 - (trial.sample["number"] % every == 0).mean()
         assert (row["rows"], row["failed"], row["why"], row["simulated"]) == (120, 0, "", True)
@@ -57,16 +59,18 @@ def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(
     assert trial.pick(min_score=0.7).model == CHEAP
     assert trial.pick(min_score=0.9, by="minutes").model in {MIDDLE, DEAR}
     assert repr(trial).startswith("SIMULATED Trial of 3 choices on 120 rows, scored by the truth in 'truth'")
-    assert repr(trial.plot.quality(min_score=0.9)).startswith("SIMULATED: 2 of 3 shown to reach 0.9")
+    quality = trial.plot.quality(min_score=0.9)
+    assert repr(quality).startswith("SIMULATED: 2 of 3 shown to reach 0.9")
+    check_drawn_whole(quality.to_dict())
     # Expression, function and truth agree, agreement is with the most expensive, and numbers average.
     for score in (RIGHT, lambda results: results.select(RIGHT).to_series(), None):
-        other = run(cs.trial(whole, MODELS, n=120, score=score), api.client(), path)
+        other = finished(cs.trial(whole, MODELS, n=120, score=score), api.client(), ledger=path)
         assert other.table["score"].to_list() == trial.table["score"].to_list()
     assert other.table["score_low"][2] == other.table["score_high"][2] == 1
-    number = run(cs.trial(whole, MODELS, n=120, score=1 - pl.col("number") / 2000), api.client(), path)
+    number = finished(cs.trial(whole, MODELS, n=120, score=pl.col("number") / 500), api.client(), ledger=path)
     row = number.table.row(0, named=True)
     assert row["score_low"] < row["score"] < row["score_high"]
-    assert row["score"] == pytest.approx(1 - trial.sample["number"].mean() / 2000)
+    assert row["score"] == pytest.approx(trial.sample["number"].mean() / 500)
     assert api.stats["calls"] == 360  # another score costs nothing
 
 
@@ -78,7 +82,7 @@ def test_efforts_and_prompts_are_compared_like_models(api):
         ("prompt", ["Odd or even? {number}", "Is it odd? {number}"], ["prompt 1", "prompt 2"]),
     ):
         trial = cs.trial(a_plan(500, model=MIDDLE), **{kind: values}, n=60, score="truth")
-        run(trial, api.client())
+        finished(trial, api.client())
         assert list(trial.plans) == names
         picked = trial.pick(min_score=0.8)
         assert (getattr(picked, kind), picked.compiled.totals.rows) == (values[1], 500)
@@ -89,21 +93,21 @@ def test_the_same_cell_and_a_larger_trial_pay_for_new_rows_only(api, path):
     """A wrong key raises and counts against no model; n=30 includes n=10's rows; too few say how many do."""
     first = a_trial(10, [CHEAP, DEAR])
     with simulator(faults={401: 1.0}) as refusing, pytest.raises(cs.RunStopped, match="authentication_error"):
-        run(first, refusing.client(), path)
+        finished(first, refusing.client(), ledger=path)
     assert first.table["rows"].to_list() == [0, 10]  # rows judged, and rows to send
     with pytest.raises(cs.errors.NotEnoughEvidence, match="no row has a score"):
         first.pick(min_score=0.5)
     assert "claude-opus-5-5. The same cell again" in repr(first)
     for _ in range(2):
-        assert run(first, api.client(), path).table["rows"].to_list() == [10, 10]
+        assert finished(first, api.client(), ledger=path).table["rows"].to_list() == [10, 10]
     assert api.stats["calls"] == 20
     with pytest.raises(cs.errors.NotEnoughEvidence, match="rows more would settle it") as caught:
         first.pick(min_score=0.9)
     assert f"n={10 + caught.value.rows_more} of the plan's 500 rows" in str(caught.value)
-    larger = run(a_trial(30, [CHEAP, DEAR]), api.client(), path)
+    larger = finished(a_trial(30, [CHEAP, DEAR]), api.client(), ledger=path)
     assert set(first.sample["number"]) < set(larger.sample["number"])
     assert api.stats["calls"] == 60
-    run(larger.pick(min_score=0.3).head(40), api.client(), path)
+    finished(larger.pick(min_score=0.3).head(40), api.client(), ledger=path)
     assert api.stats["calls"] == 60 + 40 - larger.sample.filter(pl.col("number") < 40).height
 
 
@@ -120,13 +124,13 @@ def test_a_row_that_failed_scores_nothing_and_one_without_text_is_not_judged(pat
     truth, number = pl.when(pl.col("number") < 31).then("truth"), pl.col("number").replace(30, None)
     plan = a_plan(frame=numbers(40).lazy().select(number, reply=truth))
     with simulator(replies=spoilt) as api:
-        trial = run(cs.trial(plan, [CHEAP, DEAR], n=35, score="reply"), api.client(), path)
+        trial = finished(cs.trial(plan, [CHEAP, DEAR], n=35, score="reply"), api.client(), ledger=path)
         assert trial.sample.height == 31  # those that have a truth
         assert trial.table["rows"].to_list() == [30, 30]
         assert trial.table["why"].to_list() == ["10 invalid_reply", "2 max_tokens"]
         assert trial.table["score"][1] == pytest.approx(1 - 3 / 30)  # and 0 is wrong for all
         sampled = cs.trial(a_plan(frame=trial.sample), [CHEAP, DEAR], n=35)
-        agreement = run(sampled, api.client(), path)
+        agreement = finished(sampled, api.client(), ledger=path)
         assert agreement.table["rows"].to_list() == [28, 28]
         assert agreement.scores[CHEAP].sum() == 28 - 10 - 3  # 15, 20 and 25 are wrong, 0 and 5 broken
 
@@ -159,7 +163,7 @@ def test_the_budget_is_never_passed():
     with simulator(replies=lambda _: "word " * 450) as api:
         trial = cs.trial(plan, [CHEAP, DEAR], **options, budget=budget)
         assert "Budget: $" in repr(trial)
-        run(trial, api.client())
+        finished(trial, api.client())
     assert 0 < trial.table["dollars"].sum() <= budget
     assert 0 < trial.table["rows"].min() <= trial.table["rows"].max() < 40
     assert "Not answered: " in repr(trial)

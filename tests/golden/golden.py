@@ -4,12 +4,10 @@ import json
 import os
 from pathlib import Path
 
-_FOLDER = Path(__file__).parent
-
 
 def check(name, value):
     """Compare a JSON value with the recorded one, or record it."""
-    path = _FOLDER / f"{name}.json"
+    path = Path(__file__).with_name(f"{name}.json")
     if os.environ.get("CLAUDESCALE_RECORD"):
         text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)
         path.write_text(text + "\n", encoding="utf-8")

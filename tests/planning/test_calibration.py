@@ -122,17 +122,12 @@ def test_what_cannot_be_counted_or_learned_from():
             a_plan(reviews(3)).calibrate(finished(a_plan(reviews(3)), api.client()))
 
 
-@pytest.fixture(scope="module")
-def pilot():
-    """Return a run of some rows, which also met limits that differ from the table's."""
-    with simulator(tier=(70, 900_000, 90_000)) as api:
-        plan = a_plan(reviews(30), tier="start", system=SYSTEM, max_tokens=1_024)
-        return finished(plan.head(10), api.client())
-
-
-def test_a_pilots_limits_and_lengths_are_kept_while_they_hold(pilot):
+def test_what_a_pilot_measured_is_kept_while_it_holds():
     """Limits are those of its tier, a bucket's size of every tier, lengths those of the same question."""
-    known = pilot.plan.replace(frame=reviews(30)).calibrate(pilot)
+    plan = a_plan(reviews(30), tier="start", system=SYSTEM, max_tokens=1_024)
+    with simulator(tier=(70, 900_000, 90_000)) as api:  # not the tier's limits
+        pilot = finished(plan.head(10), api.client())
+    known = plan.calibrate(pilot)
     limits, build = known.compiled.limits, known.replace(tier="build")
     assert limits.burst_seconds == build.compiled.limits.burst_seconds > 1
     assert (limits.requests_per_minute, "headers" in limits.source) == (70, True)
@@ -144,11 +139,7 @@ def test_a_pilots_limits_and_lengths_are_kept_while_they_hold(pilot):
     assert known.replace(tier=1, model=MODEL).head(3).sample(2).compiled.measured is measured
     for change in ({"prompt": "Hm: {text}"}, {"returns": pl.Boolean()}, {"system": "Be brief."}):
         assert known.replace(**change).compiled.measured is None
-
-
-def test_another_models_replies_are_as_long_as_those_measured(pilot):
-    """Estimates for another model are uncertain and add thinking; caching is priced with the same replies."""
-    known = pilot.plan.replace(frame=reviews(30)).calibrate(pilot)
+    # Estimates for another model are uncertain and add thinking; caching is priced with the same replies.
     models = [MODEL, "claude-sonnet-5-5", "claude-opus-5-5"]
     table = known.compare(model=models, cache=[False, True], mode=["live"])
     own, cached, sonnet, _, opus, _ = table.iter_rows(named=True)

@@ -2,7 +2,7 @@
 
 import polars as pl
 import pytest
-from running import MODEL, WIDE_LIMITS, a_plan, reviews
+from running import WIDE_LIMITS, a_plan, reviews
 
 import claudescale as cs
 from claudescale.planning.choices import frontier
@@ -32,18 +32,6 @@ def test_the_card_says_what_the_next_tier_gains():
     assert "The next tier (build) gains nothing: the run is limited by latency." in few
     for tier in ("scale", WIDE_LIMITS):
         assert "next tier" not in repr(a_plan(reviews(5_000), tier=tier))
-
-
-def test_the_savings_of_a_plan_go_from_everything_plain_to_what_it_costs():
-    """Every step begins where the previous one ended."""
-    repeated, system = pl.concat([reviews(50), reviews(30)]), "You answer customers in one word. " * 600
-    mine = a_plan(repeated, mode="batch", system=system, cache=True)
-    steps = mine.plot._saved(["claude-opus-5-5", "claude-sonnet-5-5", MODEL])
-    assert steps["strategy"].to_list() == ["model", "model", "deduplication", "cache", "batch"]
-    assert steps["dollars_without"][1:].to_list() == steps["dollars_with"][:-1].to_list()
-    assert steps["dollars_with"][-1] == pytest.approx(mine.options.filter(mode="batch")["dollars"].item())
-    plain = a_plan(repeated, model="claude-opus-5-5", system=system).options
-    assert steps["dollars_without"][0] == pytest.approx(plain["dollars"][0] + plain["dollars_saved"][0])
 
 
 def test_other_lines_stand_for_the_model_only_where_they_can_take_its_place():

@@ -6,7 +6,7 @@ import re
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from predicted import HAIKU, OPUS, SONNET, case, ran, texts
+from predicted import HAIKU, OPUS, SONNET, texts
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
@@ -69,8 +69,8 @@ def guessed(prompt="Judge: {text}", **options):
     return a_plan(reviews(2), prompt, **{"max_tokens": 1024, **options}).compiled.expected.output_tokens
 
 
-def test_a_typed_reply_is_as_long_as_its_form():
-    """Keys and punctuation are exact, and labels have their mean length."""
+def test_a_reply_is_assumed_to_be_as_long_as_is_asked_for():
+    """Keys and punctuation of a form are exact; text is as long as the words or sentences asked for."""
     name, text = pl.Struct({"first": pl.String, "last": pl.String}), "x" * 50
     tags = pl.List(pl.Enum(["new", "old"]))
     form = {"who": name, "at": pl.Datetime("us", "UTC"), "sure": pl.Float64 | None, "tags": tags}
@@ -78,10 +78,6 @@ def test_a_typed_reply_is_as_long_as_its_form():
     written = json.dumps({"who": who, "at": at, "sure": 0.93, "tags": ["new", "old", "old"]})
     tokens = len(written.replace(" ", "")) / catalog.model(HAIKU).characters_per_token
     assert guessed(returns=form) == pytest.approx(tokens, abs=6)
-
-
-def test_free_text_is_as_long_as_is_asked_for():
-    """The length follows the words, sentences or paragraphs that the prompts ask for, up to max_tokens."""
     asked = ["Name it in one word: {text}", "In one sentence: {text}", "Three sentences on {text}", "{text}"]
     assert sorted(asked, key=guessed) == asked
     assert guessed(system="Answer with a single word.") == guessed(asked[0]) < 10
@@ -100,13 +96,6 @@ def test_thinking_is_assumed_where_a_model_thinks():
     assert "estimated from characters, output assumed (59 tokens, 50 of them thinking, in 1.7 s): cal" in card
 
 
-@pytest.mark.slow
-def test_the_first_price_is_near_what_is_paid():
-    """A plan of the notebooks is within a quarter before anything is known."""
-    plan, api = case("level", 100)
-    assert plan.options["dollars"][0] == pytest.approx(ran(plan, **api).dollars, rel=0.25)
-
-
 def auto(**given):
     """Return a plan that takes ten minutes live."""
     limits = cs.Limits(requests_per_minute=20, input_tokens_per_minute=1e6, output_tokens_per_minute=1e6)
@@ -117,7 +106,6 @@ def auto(**given):
     ("wishes", "mode"),
     [
         ({}, "batch"),
-        ({"deadline": 25 * 60}, "batch"),
         ({"deadline": 120}, "hybrid"),
         ({"deadline": 30}, "live"),
         ({"deadline": 2_000, "budget": 0.008}, "batch"),

@@ -20,17 +20,13 @@ from claudescale.api import catalog
 from claudescale.planning import calibration, estimates, plans
 
 SECRET = "my diagnosis is private"
-
-
-def plan(frame=None, prompt="Say {text}", **options):
-    """Return a small plan."""
-    return cs.plan(reviews(2) if frame is None else frame, prompt, **{"model": MODEL, **options})
+PLAN = a_plan(reviews(2))
 
 
 def test_nothing_is_sent_until_run():
     """Everything a plan can show takes no call; it has thirteen members besides its parameters, all fixed."""
     verbs = "compare head sample replace retry calibrate count_tokens learn_limits run start"
-    members = {name for name in vars(plan()) | vars(cs.Plan) if name[0] != "_"} - set(plans.PARAMETERS)
+    members = {name for name in vars(PLAN) | vars(cs.Plan) if name[0] != "_"} - set(plans.PARAMETERS)
     assert members == {"compiled", "options", "requests", "plot", *verbs.split()}
     with simulator() as api:
         made = a_plan(reviews(10))
@@ -48,26 +44,25 @@ def test_a_frame_is_one_of_polars_or_texts_or_an_arrow_table():
     frame = pl.DataFrame({"text": ["a", None]})
     arrow = SimpleNamespace(__arrow_c_stream__=frame.__arrow_c_stream__)
     for given in (frame.lazy(), ["a", None], arrow):
-        assert_frame_equal(plan(given).requests, plan(frame).requests)
-        assert_frame_equal(plan(given).options, plan(frame).options)
+        assert_frame_equal(a_plan(given).requests, a_plan(frame).requests)
     with pytest.raises(cs.PlanError, match="a list of texts"):
-        plan([1])
+        a_plan([1])
 
 
 def test_numbers_of_any_kind_are_plain_ones():
     """A number of another library gives the same plan as Python's own; what is no such number is refused."""
     for name in ("max_tokens", "concurrency", "budget", "deadline"):
-        number = getattr(plan(**{name: Decimal(5)}), name)
+        number = getattr(PLAN.replace(**{name: Decimal(5)}), name)
         assert (number, type(number) in {int, float}) == (5, True)
         for wrong in ("5", True, Decimal("NaN"), float("inf")):
             with pytest.raises(cs.PlanError, match=f"{name}="):
-                plan(**{name: wrong})
-    assert plan(deadline=dt.timedelta(minutes=5)).deadline == 5
+                PLAN.replace(**{name: wrong})
+    assert PLAN.replace(deadline=dt.timedelta(minutes=5)).deadline == 5
 
 
 def test_head_and_sample_take_some_of_the_rows():
     """The same seed draws the same rows, another seed others, and no row twice; more than all are all."""
-    made = plan(reviews(100).lazy())
+    made = a_plan(reviews(100).lazy())
     one, again, other = (set(made.sample(10.0, seed).frame["text"]) for seed in (1, 1, 2))
     assert one == again != other
     assert (len(one), made.sample(1_000).frame.height, made.head(10.0).requests.height) == (10, 100, 10)
@@ -80,8 +75,8 @@ def test_a_lazy_frame_that_cannot_be_planned():
     """A LazyFrame's own error becomes a PlanError without its message, which may quote data."""
     lazy = pl.LazyFrame({"text": [SECRET]})
     with pytest.raises(cs.PlanError, match=r"ColumnNotFoundError.*frame\.collect\(\)"):
-        plan(lazy.select("missing"))
-    made = plan(lazy.with_columns(number=pl.col("text").cast(pl.Int64)), "{number}")
+        a_plan(lazy.select("missing"))
+    made = a_plan(lazy.with_columns(number=pl.col("text").cast(pl.Int64)), "{number}")
     for ask in (lambda: made.options, lambda: made.requests, lambda: made.sample(1)):
         with pytest.raises(cs.PlanError, match=r"cannot be read.*frame\.collect\(\)") as raised:
             ask()
@@ -117,7 +112,7 @@ def test_compare_is_what_the_changed_plans_say():
     assert len(reads) == 1
     for mode, error in (("bath", "'live', 'batch', 'hybrid'"), ("hybrid", r"deadline=\[60, 90\]")):
         with pytest.raises(cs.PlanError, match=error):
-            plan().compare(mode=[mode])
+            PLAN.compare(mode=[mode])
 
 
 def test_what_an_editor_completes_is_what_there_is():
@@ -135,7 +130,7 @@ def test_what_an_editor_completes_is_what_there_is():
 def test_the_card_hides_the_rows_and_escapes_the_rest():
     """No text or prompt appears in a plan's card, markup is escaped, and it says what to type."""
     tier = replace(WIDE_LIMITS, source="<b>me</b>")
-    made = plan(pl.DataFrame({"text": [SECRET]}), "Top secret: {text}", system="They gave {text}.", tier=tier)
+    made = a_plan(pl.DataFrame({"text": [SECRET]}), "Top secret: {text}", system="By {text}.", tier=tier)
     text, html = repr(made), made._repr_html_()
     assert not [word for word in (SECRET, "Top secret") if word in text or word in html]
     assert "&lt;b&gt;me&lt;/b&gt;" in html
@@ -144,21 +139,14 @@ def test_the_card_hides_the_rows_and_escapes_the_rest():
     assert text.splitlines()[-1] == "Next: pilot = cs.wait(plan.sample(50).run(client))"
 
 
-def test_without_a_client_one_is_made(monkeypatch, capsys):
-    """plan.run() alone connects: without a key in the environment, to a simulator, and it says so."""
-    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    run = asyncio.run(plan(reviews(1)).run(ledger=None, progress=False))
-    assert run.results["simulated"].all()
-    assert "SIMULATED" in capsys.readouterr().err
-
-
 def test_a_forgotten_await_says_so():
-    """Each awaitable says what to type; nothing is requested from the API."""
+    """Each awaitable says what to type, and nothing is requested; asyncio runs one as any coroutine."""
     with simulator() as api, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         for line in ("plan.run(client)", "plan.count_tokens(client)", "plan.learn_limits(client)"):
-            ask = eval(line, {"plan": plan(), "client": api.client()})
+            ask = eval(line, {"plan": PLAN, "client": api.client()})
             with pytest.raises(AttributeError, match=rf"await is missing. Type .* = await {re.escape(line)}"):
                 _ = ask.results
             ask.close()
         assert api.stats["calls"] == 0
+        assert asyncio.run(PLAN.run(api.client(), ledger=None, progress=False)).state == "finished"

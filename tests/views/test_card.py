@@ -50,8 +50,6 @@ def test_a_card_of_a_frame_reads_each_column_by_the_unit_in_its_name():
     ]
 
 
-# of runs
-
 BATCHES = Expected(2, 1, 9, 2_400.0, 80_000.0)
 
 
@@ -108,9 +106,6 @@ def test_what_the_same_cell_would_pay_again(path, kept):
     words = "sends only what is missing" if kept else "pays for them again"
     assert words in str(stopped.value)
     assert words in repr(stopped.value.run)
-
-
-# of plans
 
 
 @pytest.mark.parametrize("tier", ["start", "build"])

@@ -129,16 +129,12 @@ def test_a_burst_is_called_a_burst(requests, limit, words):
     assert repr(charts.throughput(slices(*requests), requests_per_minute=limit)) == words
 
 
-def test_a_limit_is_a_labelled_line_and_far_away_only_a_label():
-    """Ten calls under a limit of 50,000 are still visible: the axis ends near the calls."""
+def test_a_limit_is_a_labelled_line_and_refused_calls_are_signs():
+    """A far limit is only a label; the title counts the signs; NaN and infinities only leave marks out."""
     near, far = (charts.throughput(slices(900), requests_per_minute=limit) for limit in (1_000, 50_000))
     assert "limit\\n1,000/min" in words_of(near)
     assert "\N{UPWARDS ARROW} limit\\n50,000/min" in words_of(far)
     assert '"domain": [0, 945.0]' in json.dumps(far.to_dict())
-
-
-def test_refused_calls_are_signs_and_no_number_breaks_a_chart():
-    """The title counts them; NaN and infinities give a picture with fewer marks, never an error."""
     chart = charts.throughput(slices(900, math.nan, math.inf, refused=3), requests_per_minute=None)
     assert "900 at the peak; 9 calls refused" in repr(chart)
     assert [layer["mark"]["type"] for layer in chart.to_dict()["layer"]] == ["rect", "point"]
@@ -200,11 +196,8 @@ def test_a_bucket_refills_between_calls_and_may_be_overdrawn():
     levels = charts.bucket_levels(calls, per_minute=6_000.0, capacity=100.0)
     expected = [1.0, 0.2, 0.2, -0.2, 0.4, 0.1, 1.0, 0.5]
     assert [share for row in levels.rows() for share in row[1:]] == pytest.approx(expected)
-
-
-def test_the_bucket_of_requests_is_never_overdrawn():
-    """Two calls at once empty a full bucket of one; before the third it is full again."""
+    # That of requests is never overdrawn: two at once empty one of one, before the third it is full again.
     sent = pl.Series([START, START, START + timedelta(seconds=10)], dtype=ATTEMPTS["sent_at"])
-    calls, start = attempts(3).with_columns(sent_at=sent), START.timestamp()
-    chart = charts.buckets(calls, limits=PER_MINUTE, started_at=start, bucket_seconds=1.0)
+    calls = attempts(3).with_columns(sent_at=sent)
+    chart = charts.buckets(calls, limits=PER_MINUTE, started_at=START.timestamp(), bucket_seconds=1.0)
     assert [row["share"] for row in chart.vconcat[0].data.values] == [1, 1, 0, 1, 0]

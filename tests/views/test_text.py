@@ -1,10 +1,10 @@
-"""Formats of figures: units, digits, singular and plural."""
+"""Formats of figures: units and digits."""
 
 import math
 
 import pytest
 
-from claudescale.text import coarse, dollars, duration, plural, significant, span, tokens
+from claudescale.text import coarse, dollars, duration, significant, tokens
 
 
 @pytest.mark.parametrize(("show", "value", "shown"), [
@@ -18,9 +18,3 @@ from claudescale.text import coarse, dollars, duration, plural, significant, spa
 def test_figures(show, value, shown):
     """Dollars have cents, times their two largest units, counts three digits, and nothing an exponent."""
     assert show(value) == shown
-
-
-def test_words():
-    """One call, two batches, no replies; a span of two equal figures shows one."""
-    assert [plural(1, "call"), plural(2, "batch"), plural(0, "reply")] == ["1 call", "2 batches", "0 replies"]
-    assert (span("$1", "$2"), span("18 s", "18 s")) == ("$1 to $2", "18 s")

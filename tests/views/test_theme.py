@@ -9,7 +9,6 @@ import polars as pl
 import pytest
 
 from claudescale import views
-from claudescale.views import theme
 from claudescale.views.theme import Across, Down, Picture, chart, picture
 
 VEGA_LITE = "application/vnd.vegalite.v5+json"
@@ -56,12 +55,3 @@ def test_the_users_altair_settings_are_neither_read_nor_changed():
     with alt.theme.enable("dark"), alt.data_transformers.enable("default", max_rows=1):
         assert json.dumps(drawn().to_dict()) == before
         assert alt.theme.active == "dark"
-
-
-def test_a_title_is_never_cut_off():
-    """A long sentence is wrapped, and no limit of width is set on it."""
-    sentence = "From a long and winding road to another. " * 6
-    title = picture([chart().mark_point()], sentence, more=sentence).to_dict()["title"]
-    assert " ".join(title["text"]) == " ".join(title["subtitle"]) == sentence.strip()
-    assert max(map(len, title["text"])) <= theme.TITLE_CHARACTERS
-    assert "limit" not in views.THEME["title"]
