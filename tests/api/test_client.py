@@ -12,15 +12,13 @@ import canned
 import pytest
 from canned import KEY, Canned
 from engine import body
-from running import MODEL, a_plan, finished, reviews, simulator
+from running import MODEL, a_plan, reviews, simulator
 
 import claudescale as cs
 from claudescale.api import client as wire
 from claudescale.api.answers import usage_of, verdict
 from claudescale.api.client import Wire
 from claudescale.simulator.wire import event
-
-LONG = 30_000
 
 
 async def answer_of(client, *, ask=True, **options):
@@ -74,10 +72,7 @@ def test_without_a_key_it_is_a_simulator(capsys, monkeypatch):
         cs.connect()
 
 
-BAD_KEYS = [KEY + "\n", "  ", f'"{KEY}"', KEY[:20] + "\r\n" + KEY[20:], KEY + "é", "Bearer " + KEY]
-
-
-@pytest.mark.parametrize("key", BAD_KEYS)
+@pytest.mark.parametrize("key", [KEY + "\n", "  ", f'"{KEY}"', KEY + "é", "Bearer " + KEY])
 def test_a_key_that_cannot_be_sent(key, monkeypatch):
     """Both connect and a run refuse it; the message names the argument and never shows the key."""
     with pytest.raises(cs.PlanError, match="The api_key cannot be sent: it is empty") as caught:
@@ -90,11 +85,7 @@ def test_a_key_that_cannot_be_sent(key, monkeypatch):
         cs.connect(simulate=False)
 
 
-BAD_ADDRESSES = ["gateway.example.com/anthropic", "localhost:8080", "", "https:///v1"]
-BAD_ADDRESSES += ["https://user:hunter2@gateway.example.com", "https://gateway.example.com/x?tenant=1"]
-
-
-@pytest.mark.parametrize("url", BAD_ADDRESSES)
+@pytest.mark.parametrize("url", ["localhost:8080", "", "https://user:hunter2@x.com", "https://x.com/?a=1"])
 def test_an_address_that_nothing_can_be_sent_to(url, monkeypatch):
     """An unusable address from an argument or the environment is refused before anything is sent."""
     monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
@@ -120,28 +111,20 @@ def test_which_api_answers_is_known():
     assert found.name == "gateway.invalid:8080/anthropic"
 
 
-def test_connections_are_kept_alive_and_long_headers_read():
-    """The transport has the SDK's TCP keep-alive, and a gateway's 100 KB header loses no paid answer."""
+@pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
+def test_a_script_with_a_client_of_connect(caplog):
+    """Connections have TCP keep-alive, a gateway's 100 KB header is read, and an exit leaves no warning."""
 
-    async def go(client):
-        async with Wire(client) as opened:
-            answer = await opened.send(body(1))
-            (connections,) = opened._client._client._transport.client.connector._conns.values()
-            made = connections[0][0].transport.get_extra_info("socket")
-            return answer.status, made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    async def script(client):
+        reply = await client.messages.create(model=MODEL, max_tokens=9, messages=[])
+        (connections,) = client._client._transport.client.connector._conns.values()
+        made = connections[0][0].transport.get_extra_info("socket")
+        return reply.content[0].text, made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
     long = {"content-security-policy": "x" * 100_000}
-    with canned.served(lambda *_: (200, long, canned.message())) as client:
-        assert asyncio.run(go(client)) == (200, 1)
-
-
-@pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
-def test_a_client_that_nobody_closes_ends_quietly(caplog):
-    """A script that calls the API itself and exits leaves no warning about an unclosed session."""
-    question = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
-    with Canned(lambda *_: (200, {}, canned.message())) as server:
+    with Canned(lambda *_: (200, long, canned.message())) as server:
         client = cs.connect(api_key=KEY, base_url=server.url)
-        assert asyncio.run(client.messages.create(**question)).content[0].text == "ok"
+        assert asyncio.run(script(client)) == ("ok", 1)
         wire._connected.clear()
         del client
         gc.collect()
@@ -164,17 +147,14 @@ def test_a_free_call_is_patient_in_api_time():
         assert asyncio.run(go(client)) == ([200, 400], [(60,), (60,)])
 
 
-# --------------------------------------------------------------------------------------- long replies
-
-
 @pytest.mark.slow
 def test_a_stream_that_falls_silent_is_given_up(monkeypatch):
-    """A stream without an event for too long is lost, well before the longest time a reply may take."""
+    """A long reply's stream is lost after too long without an event, well before its longest time."""
     monkeypatch.setattr(wire, "_IDLE_SECONDS", 0.5)
     begun = event({"type": "message_start", "message": canned.message(content=[], stop_reason=None)})
 
     async def silent(reader, writer):
-        await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b'"stream":true')
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + begun)
         await reader.read()  # until the other side has received enough
         writer.close()
@@ -182,22 +162,8 @@ def test_a_stream_that_falls_silent_is_given_up(monkeypatch):
     async def go():
         async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            return await answer_of(cs.connect(api_key=KEY, base_url=url), ask=False, max_tokens=LONG)
+            return await answer_of(cs.connect(api_key=KEY, base_url=url), ask=False, max_tokens=30_000)
 
     lost, _ = asyncio.run(go())
     assert (verdict(lost).error, verdict(lost).unseen) == ("timeout_error", True)
     assert usage_of(lost.partial)["input_tokens"] == canned.USAGE["input_tokens"]
-
-
-@pytest.mark.slow
-def test_a_long_reply_is_streamed_and_is_the_same(path):
-    """Streaming leaves a row's key unchanged, and the amount paid is what the simulator bills."""
-    with simulator(seed=3, speed=100) as api:
-        plan = a_plan(reviews(20), max_tokens=LONG)
-        run = finished(plan, api.client(), ledger=path)
-        assert run.counts.dollars == pytest.approx(api.stats["dollars"], abs=1e-9)
-        calls = api.stats["calls"]
-        again = finished(plan, api.client(), ledger=path)
-        assert api.stats["calls"] == calls
-    assert run.results["error"].null_count() == 20
-    assert again.results.equals(run.results)

@@ -17,7 +17,6 @@ from running import MODEL, a_plan, finished, reviews
 import claudescale as cs
 from claudescale.running import health
 
-BATCHED = pytest.mark.parametrize("mode", ["live", "batch"])
 QUESTION = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
 pytestmark = pytest.mark.slow
 
@@ -61,7 +60,7 @@ class Ours(anthropic.AsyncAnthropic):
         request.headers["x-signed"] = str(len(request.content))
 
 
-@BATCHED
+@pytest.mark.parametrize("mode", ["live", "batch"])
 def test_a_subclass_keeps_what_it_adds(between, mode):
     """Headers, query, middleware and hooks of a class with its own `__init__` apply to every call."""
     client = Ours("data", between.url)
@@ -74,30 +73,26 @@ def test_a_subclass_keeps_what_it_adds(between, mode):
     assert client.max_retries == anthropic.DEFAULT_MAX_RETRIES
 
 
-def test_clients_of_other_platforms(between):
-    """Google Cloud's signs in with its token; Foundry's without batches and Bedrock's are refused in time."""
-    google = {"project": "p", "workspace_id": "w", "token_provider": lambda: "token"}
-    client = anthropic.AsyncAnthropicGoogleCloud(base_url=between.url, **google)
-    assert answered(client, mode="batch")
-    assert {headers["authorization"] for _, headers, _ in calls(between)} == {"Bearer token"}
-    client = anthropic.AsyncAnthropicFoundry(api_key=KEY, base_url=between.url)
-    with pytest.raises(cs.PlanError, match="no Message Batches"):
-        answered(client, mode="batch")
-    with pytest.raises(cs.PlanError, match="is of type AsyncAnthropicBedrock, and a run needs an Async"):
-        answered(object.__new__(anthropic.AsyncAnthropicBedrock))
-
-
 def providing(token, url, **options):
     """Return a client that authenticates with a token provider."""
     given = AccessToken(token=token, expires_at=None)
     return anthropic.AsyncAnthropic(credentials=lambda **_: given, base_url=url, **options)
 
 
-def test_credentials_are_kept(between):
-    """A token provider authenticates every call of this run and of the next one."""
-    client = providing("of-the-provider", between.url)
-    assert all(answered(client, rows) for rows in (2, 3))
-    assert {headers["authorization"] for _, headers, _ in calls(between)} == {"Bearer of-the-provider"}
+def test_clients_of_other_platforms(between):
+    """A provider's token signs each call of two runs; Foundry's without batches and Bedrock's are refused."""
+    google = {"project": "p", "workspace_id": "w", "token_provider": lambda: "token"}
+    for client in (
+        anthropic.AsyncAnthropicGoogleCloud(base_url=between.url, **google),
+        providing("token", between.url),
+    ):
+        assert all(answered(client, mode=mode) for mode in ("live", "batch"))
+    assert {headers["authorization"] for _, headers, _ in calls(between)} == {"Bearer token"}
+    client = anthropic.AsyncAnthropicFoundry(api_key=KEY, base_url=between.url)
+    with pytest.raises(cs.PlanError, match="no Message Batches"):
+        answered(client, mode="batch")
+    with pytest.raises(cs.PlanError, match="is of type AsyncAnthropicBedrock, and a run needs an Async"):
+        answered(object.__new__(anthropic.AsyncAnthropicBedrock))
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -116,41 +111,35 @@ def test_a_provider_whose_token_cannot_be_sent(own, between):
 # ------------------------------------------------------------------------- transports and time-outs
 
 
-def test_an_http_client_of_ones_own_is_used(between):
-    """All calls of two runs use the http_client that the user passed, on one loop, until it is closed."""
+def test_a_client_that_was_used_elsewhere(between):
+    """The SDK's own transport is left to its loop; the user's works on one loop, until it is closed."""
     used = []
 
     async def note(request):
         used.append(request.url.path)
 
     http = httpx2.AsyncClient(event_hooks={"request": [note]})
-    client = anthropic.AsyncAnthropic(api_key=KEY, base_url=between.url, http_client=http)
-    assert all(answered(client, rows) for rows in (2, 3))
-    assert len(used) == len(between.seen)
-    cs.wait(http.aclose())
-    with pytest.raises(cs.PlanError, match="http_client is closed"):
-        answered(client)
-
-
-def test_a_client_that_was_used_elsewhere(between):
-    """The SDK's own transport is left to its loop; the user's transport works on one loop only."""
-    own = anthropic.AsyncAnthropic(api_key=KEY, base_url=between.url, http_client=httpx2.AsyncClient())
+    own = anthropic.AsyncAnthropic(api_key=KEY, base_url=between.url, http_client=http)
 
     async def main():
-        async with own, Ours("data", between.url) as client:
+        async with Ours("data", between.url) as client:
+            await own.messages.create(**QUESTION)
+            for rows in (2, 3):  # on the same loop
+                run = await a_plan(reviews(rows)).run(own, ledger=None, progress=False)
+                assert run.counts.answered == rows
+            assert len(used) == len(between.seen)
             await client.messages.create(**QUESTION)
             assert await asyncio.to_thread(answered, client)
-            await own.messages.create(**QUESTION)
-            run = await a_plan(reviews(3)).run(own, ledger=None, progress=False)  # on the same loop
-            assert run.counts.answered == 3
             with pytest.raises(cs.PlanError, match="another event loop"):
                 await asyncio.to_thread(answered, own)
+        await own.close()
+        with pytest.raises(cs.PlanError, match="http_client is closed"):
+            await a_plan(reviews(3)).run(own, ledger=None, progress=False)
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("timeout", [0.5, httpx2.Timeout(30, read=0.5)])
-def test_the_clients_time_out_is_kept(timeout):
+def test_the_clients_time_out_is_kept():
     """A call is abandoned after the client's own timeout, counted as possibly paid, and retried."""
     released = threading.Event()
 
@@ -160,7 +149,7 @@ def test_the_clients_time_out_is_kept(timeout):
         return 200, {}, canned.message()
 
     with Canned(handler) as server:
-        client = anthropic.AsyncAnthropic(api_key=KEY, base_url=server.url, timeout=timeout)
+        client = anthropic.AsyncAnthropic(api_key=KEY, base_url=server.url, timeout=0.5)
         run = finished(a_plan(reviews(1)), client)
         released.set()
     assert run.attempts["error"].to_list() == ["timeout_error", None]

@@ -47,8 +47,10 @@ def left_alone(api, path):
 def test_a_batch_is_collected_after_its_model_has_retired(mode, path, pass_time):
     """In every mode the batch's answers arrive at half the price of their day; one more row is refused."""
     with simulator(speed=600, batch_seconds=3_600) as api:
+        assert "claude-sonnet-4-5" in cs.price(reviews(1), "{text}", tier="start")["model"]
         left_alone(api, path)
         pass_time(DAY, api)
+        assert "claude-sonnet-4-5" not in cs.price(reviews(1), "{text}", tier="start")["model"]
         plan = the_plan(mode)
         assert "was retired on 2026-11-30" in repr(plan)
         run = finished(plan, api.client(), ledger=path)
@@ -72,17 +74,3 @@ def test_rows_that_expired_are_not_sent_to_a_retired_model(path, pass_time):
         assert batch["state"] == "collected"
         assert batch["expired"] > 0
         assert (api.stats["calls"], api.stats["batches_created"]) == (0, 1)
-
-
-def test_a_model_can_be_called_until_its_moment(pass_time):
-    """On its last day, before 9 AM Pacific, a run works as usual; then `price` leaves the model out."""
-    text = repr(the_plan())
-    assert "retires on 2026-11-30 at 17:00 UTC" in text
-    assert "A batch may take 24 hours" in text
-    with simulator() as api:
-        pass_time(20.9 * 3_600, api)
-        assert finished(the_plan("live"), api.client()).state == "finished"
-    for hours, on_sale in ((20.9, True), (21, False)):
-        pass_time(hours * 3_600)
-        prices = cs.price(reviews(1), "{text}", tier="start", mode="live")
-        assert ("claude-sonnet-4-5" in prices["model"]) is on_sale
