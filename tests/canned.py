@@ -1,11 +1,15 @@
-"""A server on this machine that sends canned answers over plain sockets, without any of our code."""
+"""A server on this machine that sends canned answers, or another server's, over plain sockets."""
 
 import http.client
 import http.server
 import json
+import socket
 import socketserver
+import struct
 import threading
-from contextlib import contextmanager
+from collections import Counter
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import claudescale as cs
 
@@ -29,13 +33,27 @@ def message(text="ok", **changes):
     }
 
 
-def error(kind, words, **details):
+def error(kind, words="Words of the API.", **details):
     """Return the body of an error."""
     told = {"type": kind, "message": words} | ({"details": details} if details else {})
     return {"type": "error", "error": told, "request_id": "req_1"}
 
 
 NOT_FOUND = (404, {}, error("not_found_error", "Not found"))
+
+
+class Reset(bytes):
+    """The bytes sent before the connection is reset."""
+
+    __slots__ = ()
+
+
+def http_bytes(status, headers, content, **more):
+    """Return an answer as bytes, with more headers."""
+    content = content if isinstance(content, bytes) else json.dumps(content).encode()
+    named = {"content-type": "application/json", "content-length": len(content), **headers, **more}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+    return f"HTTP/1.1 {status} Said\r\n{lines}\r\n".encode() + content
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -45,22 +63,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def _answer(self):
-        body = self._body()
-        with self.server.lock:
-            self.server.seen.append((self.command, self.path, dict(self.headers), body))
-        status, headers, content = self.server.handler(self.command, self.path, self.headers, body)
-        content = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in ({"content-type": "application/json"} | headers).items():
-            self.send_header(name, value)
-        self.close_connection = "connection" in headers  # then it ends without having declared its length
-        if not self.close_connection:
-            self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def _body(self):
-        return self.rfile.read(int(self.headers.get("content-length") or 0))
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.server.seen.append((self.command, self.path, dict(self.headers), body))
+        answer = self.server.handler(self.command, self.path, self.headers, body)
+        with suppress(OSError):  # the client may disconnect at any time
+            self.wfile.write(answer if isinstance(answer, bytes) else http_bytes(*answer))
+        if isinstance(answer, Reset):
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = isinstance(answer, bytes)
 
     do_GET = do_POST = do_DELETE = do_CONNECT = _answer  # noqa: N815 - the names that are called
 
@@ -73,13 +83,16 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
 
 class Canned:
-    """Answers ``handler(method, path, headers, body) -> (status, headers, body)``; `seen` has every call."""
+    """Answers ``handler(method, path, headers, body) -> (status, headers, body)``; `seen` has every call.
+
+    Raw bytes are an answer too; then the connection is closed.
+    """
 
     def __init__(self, handler, *, context=None):
         self._server = _Server(("127.0.0.1", 0), _Handler)
         if context is not None:
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self._server.handler, self._server.seen, self._server.lock = handler, [], threading.Lock()
+        self._server.handler, self._server.seen = handler, []
         self.seen, self.port = self._server.seen, self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
@@ -127,6 +140,66 @@ def passed_on(url):
         return answer.status, named, content
 
     return handler
+
+
+@dataclass
+class Call:
+    """One call: its endpoint, its number at that endpoint, and its path; `ask` forwards it to the server."""
+
+    name: str
+    number: int
+    path: str
+    given: tuple
+    server: object
+    was_asked: bool = False
+
+    def ask(self, path=None):
+        """Return the server's answer: status, headers, content."""
+        self.was_asked = True
+        method, headers, body = self.given
+        return self.server(method, path or self.path, headers, body)
+
+    def raw(self):
+        """Return the server's answer as bytes."""
+        return http_bytes(*self.ask())
+
+
+def endpoint(method, target):
+    """Return the name of the endpoint."""
+    match method, target.partition("?")[0].split("/"):
+        case "POST", ["", "v1", "messages"]:
+            return "message"
+        case _, ["", "v1", "messages", "batches"]:
+            return "create" if method == "POST" else "list"
+        case _, ["", "v1", "messages", "batches", _]:
+            return "retrieve"
+        case _, ["", "v1", "messages", "batches", _, last]:
+            return last
+    return "other"
+
+
+class Breaker(Canned):
+    """Forwards calls to `url`. `change(call)` returns another answer, or None.
+
+    `calls` counts the calls by endpoint; `struck` has the changed ones.
+    """
+
+    def __init__(self, url, change):
+        super().__init__(self._answered)
+        self.calls, self.struck = Counter(), []
+        self._change, self._asked, self._lock = change, passed_on(url), threading.Lock()
+
+    def _answered(self, method, path, headers, body):
+        name = endpoint(method, path)
+        with self._lock:
+            self.calls[name] += 1
+            call = Call(name, self.calls[name], path, (method, headers, body), self._asked)
+        answer = self._change(call)
+        if answer is None:
+            answer = call.ask()
+        else:
+            self.struck.append(call)
+        return answer if isinstance(answer, bytes) else http_bytes(*answer, connection="close")
 
 
 class BatchApi:

@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 from hypothesis import settings
+from running import simulator
 
 from claudescale.api import client
 from claudescale.ledger.store import Store
@@ -48,6 +49,13 @@ def _nothing_connected(monkeypatch):
 def path(tmp_path):
     """Return the path of a test's ledger."""
     return tmp_path / "a.ledger"
+
+
+@pytest.fixture
+def api():
+    """Return a fresh simulator, whose counts are this test's alone."""
+    with simulator(speed=100) as one:
+        yield one
 
 
 @pytest.fixture(params=["file", "memory"])

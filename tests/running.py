@@ -1,10 +1,12 @@
-"""Helpers shared by the tests of runs: a generous simulator, a small frame, and a plan over it."""
+"""Helpers shared by the tests of runs: generous simulators, a small frame, and plans over it."""
 
 import asyncio
+import math
 import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import polars as pl
 
@@ -22,6 +24,12 @@ def simulator(**options):
     return cs.Simulator(options.pop("tier", WIDE), **{"speed": 10, "latency": 0.2, **options})
 
 
+def quick(*, queue=100_000, **options):
+    """Return a simulator whose batches take a fraction of a second."""
+    given = {"speed": 1_000, "batch_seconds": 60.0, "batch_requests_per_minute": 10**6, **options}
+    return simulator(batch_queue_requests=queue, **given)
+
+
 def reviews(rows):
     """Return a frame of different texts."""
     texts = [f"Review {i}: the parcel was late." for i in range(rows)]
@@ -33,9 +41,35 @@ def a_plan(frame, prompt="Name the complaint: {text}", **options):
     return cs.plan(frame, prompt, **{"model": MODEL, "tier": WIDE_LIMITS, "max_tokens": 64, **options})
 
 
+def the_plan(rows, *, queue=None, mode="batch", **options):
+    """Return a plan by batches whose calls need not wait."""
+    tier = replace(WIDE_LIMITS, batch_queue_requests=queue, batch_requests_per_minute=6_000)
+    return a_plan(reviews(rows), tier=tier, mode=mode, **options)
+
+
 def finished(plan, client, *, ledger=None):
     """Return the finished run of a plan, without a progress bar."""
     return cs.wait(plan.run(client, ledger=ledger, progress=False))
+
+
+def ended(plan, api, ledger=None, **client):
+    """Return the run of a plan that has ended or was stopped."""
+    try:
+        return finished(plan, api.client(**client), ledger=ledger)
+    except cs.RunStopped as stopped:
+        return stopped.run
+
+
+def paid_once(api, run, *, resumed=False):
+    """Check that all rows have a reply, each was billed once, and the dollars are the server's."""
+    stats, rows = api.stats, run.plan.frame.height
+    assert (run.state, run.message) == ("finished", None)
+    assert run.results["text"].equals(run.plan.frame["text"])
+    assert run.results["reply"].null_count() == 0
+    assert stats["billed_rows"] == stats["distinct_rows_billed"] == rows
+    if not resumed:
+        for dollars in (run.summary["dollars"].item(), run.bill["dollars"].sum()):
+            assert math.isclose(dollars, stats["dollars"], rel_tol=1e-6, abs_tol=1e-9)
 
 
 async def until(condition):

@@ -251,7 +251,7 @@ class Wire:
                         if await take(block):
                             break
         # RequestError: the body of an error breaks off while the SDK reads it.
-        # TypeError: there is no key. ValueError: a header that cannot be sent. InvalidURL: a bad redirect.
+        # TypeError: there is no key. ValueError, InvalidURL: a gateway gave a batch an id that fits no URL.
         except (anthropic.AnthropicError, httpx2.RequestError, httpx2.InvalidURL,
                 TimeoutError, TypeError, ValueError) as error:  # fmt: skip
             if answer is not None and not isinstance(error, TimeoutError | httpx2.RequestError):

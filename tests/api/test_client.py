@@ -109,6 +109,9 @@ def test_which_api_answers_is_known():
     url = "http://someone:password@gateway.invalid:8080/anthropic/"
     found = asyncio.run(Wire(anthropic.AsyncAnthropic(api_key=KEY, base_url=url)).api())
     assert found.name == "gateway.invalid:8080/anthropic"
+    for name in ("a\nb", "\ud800"):  # a gateway's id of a batch, which no URL can hold
+        failed = asyncio.run(Wire(anthropic.AsyncAnthropic(api_key=KEY, base_url=url)).ask(name))
+        assert verdict(failed).error == "connection_error"
 
 
 @pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")

@@ -58,18 +58,9 @@ async def create(claude):
     await claude.messages.create(**ASKED)
 
 
-async def beta(claude):
-    await claude.beta.messages.create(**ASKED)
-
-
 async def parse(claude):
     message = await claude.messages.parse(**ASKED, output_format=Label)
     assert message.parsed_output.label in {"a", "b"}
-
-
-async def raw(claude):
-    response = await claude.messages.with_raw_response.create(**ASKED)
-    await response.parse()
 
 
 async def streaming_response(claude):
@@ -98,7 +89,7 @@ async def raw_stream(claude):
 def test_whatever_way_it_is_called_an_answer_is_settled_by_its_usage(api):
     """Each call counts once, with the dollars of the API's own account."""
     before = api.stats["dollars"]
-    ways = create, beta, parse, raw, streaming_response, stream, stream_of_create, raw_stream
+    ways = create, parse, streaming_response, stream, stream_of_create, raw_stream
     calls = asyncio.run(used(api.client(), *ways)).calls
     assert calls.height == len(ways)
     assert (set(calls["status"]), set(calls["error"])) == ({200}, {None})
@@ -181,7 +172,6 @@ FAILURES = [
     ("drop", create, anthropic.APIConnectionError, ["connection_error"] * 2),
     ("drop_after", stream, httpx2.HTTPError, ["connection_error"]),
     (529, stream, anthropic.OverloadedError, ["overloaded_error"] * 2),
-    (400, raw, anthropic.BadRequestError, ["invalid_request_error"]),
 ]
 
 
@@ -203,26 +193,21 @@ def test_a_refusal_holds_everybody_for_retry_after():
     assert calls["waited_seconds"][1] >= 4.5
 
 
-def test_an_error_event_gives_the_permit_back():
+def test_an_error_event_gives_the_permit_back_and_a_refusal_without_output_costs_nothing():
     """An error in the middle of a stream ends the call as overloaded; earlier output is counted."""
     usage = {"input_tokens": 11, "output_tokens": 1}
     start = {"type": "message_start", "message": canned.message(content=[], stop_reason=None, usage=usage)}
     error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
     events = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in (start, error))
     fails = failing(stream_of_create, anthropic.APIStatusError)
-    with canned.served(lambda *_: (200, {"content-type": "text/event-stream"}, events.encode())) as client:
-        (call,) = asyncio.run(used(client.with_options(max_retries=0), fails)).calls.iter_rows(named=True)
+    refusal = canned.message(content=[], stop_reason="refusal", usage=usage | {"output_tokens": 0})
+    answers = [refusal, events.encode()]
+    with canned.served(lambda *_: (200, {"content-type": "text/event-stream"}, answers.pop())) as client:
+        calls = asyncio.run(used(client.with_options(max_retries=0), fails, create)).calls
+    call, refused = calls.iter_rows(named=True)
     assert (call["status"], call["error"], call["input_tokens"]) == (529, "overloaded_error", 11)
     assert not call["simulated"]
-
-
-def test_a_refusal_without_output_costs_nothing():
-    """The API bills no refusal before any output, though it has tokens: neither does the meter."""
-    usage = {"input_tokens": 11, "output_tokens": 0}
-    refusal = canned.message(content=[], stop_reason="refusal", usage=usage)
-    with canned.served(lambda *_: (200, {}, refusal)) as client:
-        (call,) = asyncio.run(used(client, create)).calls.iter_rows(named=True)
-    assert (call["stop_reason"], call["input_tokens"], call["dollars"]) == ("refusal", 11, 0.0)
+    assert (refused["stop_reason"], refused["input_tokens"], refused["dollars"]) == ("refusal", 11, 0.0)
 
 
 # limits learned from headers, and calls left alone

@@ -3,7 +3,6 @@
 import json
 from datetime import UTC, datetime
 
-import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from claudescale.api.prices import price
 from claudescale.ledger.records import RECORDS, Batch
 from claudescale.running import batch_rules
-from claudescale.running.batch_rules import attempts, missing_lines, proves
+from claudescale.running.batch_rules import attempts, proves
 
 KEY, NONCE = "00112233445566778899aabbccddeeff", "a1b2c3d4e5f6"
 MODEL = "claude-haiku-5-5"
@@ -92,10 +91,8 @@ def test_a_price_step_is_taken_row_by_row():
         (errored("not_found_error"), "not_found_error", False),
         (errored("overloaded_error"), "overloaded_error", False),
         (errored("rate_limit_error", CAP), CAP, False),
-        (errored("brand_new_error"), "brand_new_error", False),
         (errored(None), "invalid_response", False),
         ({"type": "expired"}, "expired", False),
-        ({"type": ["expired"]}, "invalid_response", False),
         (None, "invalid_response", False),
         ({"type": "succeeded", "message": {"content": "text"}}, "invalid_response", False),
         (succeeded("half", stop_reason="refusal"), "refusal", True),
@@ -124,8 +121,6 @@ CALL = {"type": "tool_use", "id": "t", "name": "look", "input": {"text": "x"}}
         (succeeded("a", content=[CALL, {"type": "text", "text": "x"}]), '{"text":"x"}', 9),
         (succeeded("half \ud800 pair"), "half \ufffd pair", 9),
         (succeeded(""), None, 9),
-        (succeeded(5), None, 9),
-        (succeeded("a", usage={"output_tokens": True}), "a", 0),
         (succeeded("a", usage={"output_tokens": 10**30}), "a", 0),
         (succeeded("a", usage={"output_tokens": 10**14, "later": {"output_tokens": 1}}), "a", 10**14),
     ],
@@ -146,18 +141,13 @@ def test_what_a_reply_says_and_counts(result, reply, tokens):
         PLAIN[:-1],
         PLAIN + b"," + PLAIN,
         row(succeeded("a"), custom_id=f"{KEY}-000000000000"),
-        row(succeeded("a"), custom_id=5),
         {"result": succeeded("a")},
     ],
 )
 def test_what_is_unreadable_or_of_another_is_left_out(line):
-    """A broken or foreign line gives no row, and its neighbors are unaffected."""
+    """A broken or foreign line gives no row, and its neighbors are unaffected; a bad byte costs itself."""
     assert read(line).height == 0
     assert read(PLAIN, line, PLAIN).equals(read(PLAIN, PLAIN))
-
-
-def test_a_damaged_byte_costs_one_character():
-    """The rest of a reply that was paid for is kept."""
     assert read(PLAIN.replace(b"fine", b"f\xffne"))["reply"].item() == "f\ufffdne"
 
 
@@ -235,14 +225,6 @@ def test_any_lines_give_a_frame_and_both_ways_agree(lines):
     assert read(*lines).schema == RECORDS
 
 
-def test_usual_replies_are_read_the_quick_way():
-    """Polars alone reads every complete reply, and nothing else."""
-    texts = [json.dumps(row(result)) for result in USUAL + OTHER]
-    lines = pl.DataFrame({"line": range(len(texts)), "text": texts}, {"line": pl.UInt32, "text": pl.String})
-    usual = batch_rules._usual_rows(batch_rules._decoded(lines), f"-{NONCE}")
-    assert usual["line"].to_list() == [*range(len(USUAL))]
-
-
 @pytest.mark.parametrize(
     ("block", "proven"),
     [
@@ -254,9 +236,3 @@ def test_usual_replies_are_read_the_quick_way():
 def test_the_first_readable_line_proves_whose_batch_it_is(block, proven):
     """The nonce in one result distinguishes our orphaned batch from another client's."""
     assert proves(block, NONCE) is proven
-
-
-def test_a_row_without_a_result_line_gets_one_that_says_so():
-    """The row is recorded, unpaid as far as is known, and not final."""
-    found = read(missing_lines([KEY], NONCE))
-    assert found.select("key", "error", "final").rows() == [(KEY, "result_missing", False)]

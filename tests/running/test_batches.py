@@ -9,17 +9,15 @@ from typing import NamedTuple
 
 import polars as pl
 import pytest
-from batch_runs import ended, paid_once, quick, the_plan
-from breaking import Breaker, error
+from canned import NOT_FOUND, Breaker, error
 from engine import taken_for_real
-from running import until
+from running import ended, paid_once, quick, the_plan, until
 
 import claudescale as cs
 from claudescale.api import catalog
 from claudescale.running.runs import BATCHES
 from claudescale.simulator import Fault
 
-NOT_FOUND = (404, {}, error("not_found_error", "Not found"))
 KEY = (401, {}, error("authentication_error"))
 HTML, PAGE = {"content-type": "text/html"}, b"<html><title>Gateway</title></html>"
 REFUSED = (400, {}, error("invalid_request_error", "speed: Extra inputs are not permitted"))
@@ -89,7 +87,7 @@ def lines(change):
 
 def on_hold(results):
     """Make all rows but five meet an account error."""
-    told = {"result": {"type": "errored", "error": json.loads(ON_HOLD)}}
+    told = {"result": {"type": "errored", "error": ON_HOLD}}
     return [*results[:5], *(json.dumps(json.loads(line) | told).encode() + b"\n" for line in results[5:])]
 
 
@@ -266,6 +264,7 @@ def test_a_budget_is_a_hard_stop():
         assert 0 < stats["billed_rows"] == stats["distinct_rows_billed"] < 100
         assert run.summary["dollars"].item() == pytest.approx(stats["dollars"], abs=1e-9)
         assert stats["dollars"] <= dollars
+        assert "plan.replace(budget=...)" in repr(run)
         assert run.results["error"].n_unique() == 2
 
 

@@ -5,9 +5,8 @@ from contextlib import suppress
 import canned
 import polars as pl
 import pytest
-from batch_runs import ended
 from engine import GOOD, NO_MESSAGE, TIMED_OUT, UNREACHABLE, answer, body, through_script
-from running import a_plan, finished, reviews, simulator
+from running import a_plan, ended, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.api.answers import Answer, Verdict
@@ -96,7 +95,6 @@ def test_an_answer_sent_before_the_trouble_says_nothing_of_it():
     ("path", "status", "no", "advice"),
     [
         ("", 401, canned.error("authentication_error", "No."), "ANTHROPIC_API_KEY"),
-        ("", 402, canned.error("billing_error", "No."), "billing"),
         ("/v1", 404, canned.error("not_found_error", "Not found"), "remove /v1 from base_url"),
         ("/gateway", 404, canned.error("not_found_error", "Not found"), "Check base_url"),
         ("/gateway", 404, b"<html>404</html>", "http_404"),

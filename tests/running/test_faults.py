@@ -4,8 +4,8 @@ import random
 import time
 
 import pytest
-from batch_runs import ended, quick, the_plan
-from breaking import Breaker, Reset, error
+from canned import Breaker, Reset, error
+from running import ended, quick, the_plan
 
 import claudescale as cs
 from claudescale.clock import Clock
@@ -26,7 +26,6 @@ PASSING = {
     "reset in the body": lambda call: Reset(half(call.raw())),
     "200, a page": lambda _: (200, HTML, PAGE),
     "429, ramp": lambda _: (429, SOON, error("rate_limit_error", error_code="ramp_limit_exceeded")),
-    "503, a page": lambda _: (503, HTML | SOON, PAGE),
     "200, no gzip": lambda _: (200, {"content-encoding": "gzip"}, PAGE),
 }
 LASTING = {

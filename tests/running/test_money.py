@@ -19,13 +19,6 @@ from claudescale.ledger.store import Store
 from claudescale.running.job import Job
 
 
-@pytest.fixture
-def api():
-    """Return a fresh simulator, whose counts are this test's alone."""
-    with simulator(speed=100) as one:
-        yield one
-
-
 @pytest.mark.parametrize("answers", [0.99, 2.5, 60])
 def test_the_budget_is_a_hard_stop(answers):
     """The bill, seen or not, never exceeds it: each call's worst case is reserved before it is sent."""
@@ -64,25 +57,14 @@ def test_what_a_lost_call_takes_from_the_budget():
     ],
 )
 def test_the_worst_case_of_a_row_is_the_dearest_it_can_become(mode, cache, kind):
-    """Each row may write a cached prompt, be answered in the US, and have a thousand tokens of the API's."""
-    plan = a_plan(reviews(1), mode=mode, system="Be brief.", cache=cache)
+    """A token for each byte, and a thousand of the API's; the prompt is cached, and answered in the US."""
+    text = "它坏了。🎈" * 100
+    plan = a_plan(pl.DataFrame({"text": [text]}), mode=mode, system="Be brief.", cache=cache)
     job = Job(plan, SimpleNamespace(middleware=()), None)
-    worst = job.with_worst(pl.DataFrame({"most_tokens": [500]}), mode)["worst_dollars"].item()
+    worst, most = job.with_worst(job.work.requests, mode).select("worst_dollars", "most_tokens").row(0)
+    assert len(text.encode()) <= most < len(text.encode()) + 500
     price = prices.price(MODEL, mode=mode, inference_geo="us")
-    assert worst == pytest.approx(price.dollars(**{f"{kind}_tokens": 1_500, "output_tokens": 64}))
-
-
-@pytest.mark.slow
-def test_a_run_that_reaches_its_budget_says_what_to_type():
-    """For text in any script the server's bill stays within it, and the card says how to continue."""
-    texts = [f"{i} The parcel was late. 它坏了。🎈👩‍👩‍👧" * 60 for i in range(100)]
-    plan = a_plan(pl.DataFrame({"text": texts}))
-    budget = plan.options["dollars"][0] * 0.7
-    with simulator(speed=100) as api:
-        run = finished(plan.replace(budget=budget), api.client())
-        assert budget / 2 < api.stats["dollars"] <= budget
-    assert (run.state, run.stopped_by) == ("stopped", "budget")
-    assert "plan.replace(budget=...)" in repr(run)
+    assert worst == pytest.approx(price.dollars(**{f"{kind}_tokens": most + 1_000, "output_tokens": 64}))
 
 
 def test_what_cannot_begin_sends_nothing(api, tmp_path):

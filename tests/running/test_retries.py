@@ -6,10 +6,9 @@ from collections import Counter
 import polars as pl
 import pydantic
 import pytest
-from batch_runs import ended
 from engine import taken_for_real
 from polars.testing import assert_frame_equal
-from running import MODEL, a_plan, finished, simulator
+from running import MODEL, a_plan, ended, finished, simulator
 
 import claudescale as cs
 

@@ -17,13 +17,6 @@ from claudescale.running.runs import BATCHES
 REPEATED = pl.DataFrame({"text": [*(f"text {number % 30}" for number in range(40)), None]})
 
 
-@pytest.fixture
-def counted():
-    """Return a fresh simulator, whose counts are this test's alone."""
-    with simulator() as one:
-        yield one
-
-
 def test_each_row_has_the_reply_to_its_own_text():
     """Rows keep their order despite repeats; emoji, quotes, braces and 100 KB arrive unchanged.
 
@@ -48,11 +41,11 @@ def test_each_row_has_the_reply_to_its_own_text():
     assert run.results["error"].null_count() == frame.height
 
 
-def test_nulls_are_not_sent_and_rows_alike_are_sent_once(counted):
+def test_nulls_are_not_sent_and_rows_alike_are_sent_once(api):
     """A row without a text has neither reply nor error; a repeated text is paid for once."""
     frame = pl.DataFrame({"text": ["same", None] * 20 + ["other"]})
-    run = finished(a_plan(frame), counted.client())
-    assert counted.stats["calls"] == counted.stats["billed_rows"] == 2
+    run = finished(a_plan(frame), api.client())
+    assert api.stats["calls"] == api.stats["billed_rows"] == 2
     assert run.results["reply"].is_null().equals(frame["text"].is_null().rename("reply"))
     assert run.results["reply"].n_unique() == 3
     assert run.results["error"].null_count() == 41
@@ -61,14 +54,14 @@ def test_nulls_are_not_sent_and_rows_alike_are_sent_once(counted):
 
 
 @pytest.mark.parametrize(("lazy", "texts"), [(True, []), (False, [None, None]), (False, ["one"])])
-def test_small_frames(counted, lazy, texts):
+def test_small_frames(api, lazy, texts):
     """A frame of no row, of none to send, or of one row works like any other."""
     frame = pl.DataFrame({"text": texts}, schema={"text": pl.String})
-    run = finished(a_plan(frame.lazy() if lazy else frame), counted.client())
+    run = finished(a_plan(frame.lazy() if lazy else frame), api.client())
     assert run.results.schema == {"text": pl.String, "reply": pl.String, "error": pl.String} | {
         "simulated": pl.Boolean
     }
-    assert run.results["reply"].count() == counted.stats["calls"] == texts.count("one")
+    assert run.results["reply"].count() == api.stats["calls"] == texts.count("one")
     assert (run.results.height, run.state) == (len(texts), "finished")
 
 
@@ -137,10 +130,10 @@ def test_every_frame_can_be_read_before_during_and_after():
     assert (seen[0]["error"] == "not_sent").all()
 
 
-def test_a_simulated_reply_is_never_taken_for_a_real_one(counted):
+def test_a_simulated_reply_is_never_taken_for_a_real_one(api):
     """Attempts, results, texts and cards are marked, and its key differs from the API's."""
     plan = a_plan(reviews(3))
-    run = finished(plan, counted.client())
+    run = finished(plan, api.client())
     assert run.attempts["simulated"].all()
     assert run.results["simulated"].all()
     assert run.results["reply"].str.starts_with("[simulated]").all()

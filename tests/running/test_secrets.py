@@ -1,6 +1,5 @@
 """Keys and texts stay private, and so do the files with them."""
 
-import json
 import logging
 import os
 import re
@@ -11,9 +10,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from batch_runs import quick
-from breaking import Breaker
-from running import a_plan, finished
+from canned import Breaker, error
+from running import a_plan, finished, quick
 
 import claudescale as cs
 from claudescale.ledger.store import Store
@@ -43,10 +41,11 @@ def test_keys_and_texts_are_not_shown(tmp_path, mode, key, status, caplog):
     """Neither is in logs at DEBUG, errors or cards; no key is in tracebacks, frames or the ledger file."""
     for name in (None, "anthropic", "httpx2", "httpcore2", "aiohttp"):
         caplog.set_level(logging.DEBUG, logger=name)
-    words = json.dumps({"type": "error", "error": {"type": "api_error", "message": f"bad key {key}, {key}!"}})
+
+    words = error("api_error", f"bad key {key}, {key}!")
 
     def change(call):
-        return (status, {}, words.encode()) if call.number <= 1 and call.name != "other" else None
+        return (status, {}, words) if call.number <= 1 and call.name != "other" else None
 
     more = {"deadline": 600} if mode == "hybrid" else {}
     frame = pl.DataFrame({"text": [f"my diagnosis {n} is private" for n in range(6)]})
