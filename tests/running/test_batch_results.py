@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 
+import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -223,6 +224,14 @@ def test_any_lines_give_a_frame_and_both_ways_agree(lines):
         found = batch_rules._read(b"\n".join(block), suffix, trusted=True)
         assert found.drop("line").rows() == [each for each in careful if each is not None]
     assert read(*lines).schema == RECORDS
+
+
+def test_usual_replies_are_read_the_quick_way():
+    """Polars alone reads every complete reply, and nothing else."""
+    texts = [json.dumps(row(result)) for result in USUAL + OTHER]
+    lines = pl.DataFrame({"line": range(len(texts)), "text": texts}, {"line": pl.UInt32, "text": pl.String})
+    usual = batch_rules._usual_rows(batch_rules._decoded(lines), f"-{NONCE}")
+    assert usual["line"].to_list() == [*range(len(USUAL))]
 
 
 @pytest.mark.parametrize(
