@@ -85,11 +85,13 @@ def test_a_key_that_cannot_be_sent(key, monkeypatch):
         cs.connect(simulate=False)
 
 
-@pytest.mark.parametrize("url", ["localhost:8080", "", "https://user:hunter2@x.com", "https://x.com/?a=1"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8080", "", "https://a:hunter2@x.com", "https://x.com/?a=1", "https://x:y"]
+)
 def test_an_address_that_nothing_can_be_sent_to(url, monkeypatch):
     """An unusable address from an argument or the environment is refused before anything is sent."""
-    monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
-    for given in ({"base_url": url}, {}):
+    for given, found in (({"base_url": url}, "https://x.com"), ({}, url)):
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", found)
         with pytest.raises(cs.PlanError, match=r"is not a usable address\. Write https://") as caught:
             cs.connect(api_key=KEY, **given)
         assert "hunter2" not in str(caught.value)

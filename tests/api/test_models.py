@@ -63,6 +63,7 @@ def test_given_prices_make_the_bill_and_none_is_guessed(mode, path):
     alone = prices.bill(run.attempts).row(-1, named=True)
     assert (alone["part"], alone["prices"]) == ("price not known", "not known")
     assert alone["dollars"] == pytest.approx(run.counts.dollars, rel=1e-9)
+    assert (PRICED.facts.max_output_tokens, UNPRICED.facts.max_output_tokens) == (640, 128_000)
     live = prices.price(PRICED.facts).steps[0]  # and the cache has the usual multiples
     cached = [each / live.input for each in (live.cache_write_5m, live.cache_write_1h, live.cache_read)]
     assert cached == pytest.approx([1.25, 2, 0.1])
