@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 CUT = frozenset({"refusal", "max_tokens", "model_context_window_exceeded", "pause_turn", "tool_use"})
 """Stop reasons that make a reply an error."""
+LASTING = frozenset({"refusal", "model_context_window_exceeded", "tool_use", "invalid_request_error"})
+LASTING |= {"request_too_large"}
+"""Errors of a row that the same request would meet again."""
 DRY_RUN = "dry_run"
 """The error of a test message that only had the API check a request before the first batch."""
 NO_ENDPOINT = "endpoint_not_found"

@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
+from claudescale.api.answers import LASTING
 from claudescale.errors import refuse
 from claudescale.prompts.requests import key_of
 
 if TYPE_CHECKING:
     from claudescale.prompts.requests import Prompt
     from claudescale.running.runs import Run
-
-LASTING = ["refusal", "model_context_window_exceeded", "tool_use"]
-LASTING += ["invalid_request_error", "request_too_large"]
-"""Errors that the same request would meet again."""
 
 
 class Retry(NamedTuple):
@@ -109,5 +106,5 @@ def _lasting_errors(prompt: Prompt, before: Prompt) -> list[str]:
     now, then = prompt.constant, before.constant
     changed = {name for name in {*now, *then} if now.get(name) != then.get(name)}
     if not changed:
-        return LASTING
+        return [*LASTING]
     return ["refusal"] if changed == {"max_tokens"} else []

@@ -17,10 +17,10 @@ import polars as pl
 
 from claudescale import loops, text
 from claudescale.api import limits
+from claudescale.api.answers import LASTING
 from claudescale.errors import ADVICE, LedgerError
 from claudescale.ledger.ledger import ledger_typed
 from claudescale.prompts.requests import NOT_SENT
-from claudescale.prompts.retry import LASTING
 from claudescale.views.card import Card
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ def failures(run: Run) -> tuple[str, str]:
         return "", ""
     kinds = [f"{count:,} {_FAILED.get(kind, f'with {kind}').format(run=run)}" for kind, count in rows.items()]
     words = f"Failed: {'; '.join(kinds)}."
-    if hopeless := sorted(set(LASTING) & set(rows)):
+    if hopeless := sorted(LASTING & set(rows)):
         same = f" Retrying unchanged does not help with {' and '.join(hopeless)}:"
         words += f"{same} change the model, the system prompt or the text."
-    if set(rows) <= set(LASTING) or run.state != "finished":
+    if set(rows) <= LASTING or run.state != "finished":
         return words, ""
     longer = min(plan.max_tokens * _LONGER, plan.compiled.model.max_output_tokens)
     more = f", max_tokens={longer}" if _TOO_SHORT & set(rows) and longer > plan.max_tokens else ""
