@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from types import SimpleNamespace
 
 import polars as pl
@@ -126,11 +127,16 @@ def test_a_resume_pays_only_for_what_is_missing(api, path):
 
 @pytest.mark.slow
 def test_two_runs_at_once_share_the_work(path):
-    """Two runs of one plan on one ledger bill each row once, and both end with every reply."""
+    """Two runs on one ledger bill each row once, whoever reads meanwhile, and both end with every reply."""
 
     async def both(api):
         plan = a_plan(reviews(300), concurrency=16)
         runs = [plan.start(api.client(), ledger=path, progress=False) for _ in range(2)]
+        with closing(cs.watch(runs[0])), closing(cs.Ledger(path)) as ledger:
+            while any(run.state in {"starting", "running"} for run in runs):
+                spent = cs.spend(path.parent)["requests"].sum()
+                assert spent <= ledger.attempts().height <= 300
+                await asyncio.sleep(0.05)
         return [await run for run in runs]
 
     with simulator() as api:
