@@ -367,11 +367,16 @@ def _close_all() -> None:
 def _insert(connection: sqlite3.Connection, attempts: pl.DataFrame) -> None:
     """Write many attempts; short values that all of them share stand in the statement, as binding is slow."""
     short = attempts.drop("key", "reply")
-    shared = short.select(column.name for column in short if column.eq_missing(column.first()).all())
+    shared = short.select(column.name for column in short if _is_shared(column))
     quoted = [connection.execute("SELECT quote(?)", [value]).fetchone()[0] for value in shared.row(0)]
     values = dict.fromkeys(RECORDS, "?") | dict(zip(shared.columns, quoted, strict=True))
     insert = f"INSERT INTO attempts ({', '.join(values)}) VALUES ({', '.join(values.values())})"
     connection.executemany(insert, attempts.drop(shared.columns).rows())
+
+
+def _is_shared(column: pl.Series) -> bool:
+    """Whether a column has one value, which a statement can hold; a null character would end it there."""
+    return column.eq_missing(column.first()).all() and "\0" not in str(column.first())
 
 
 def read(connection: sqlite3.Connection, columns: Collection[str], where: str, given: Any) -> pl.DataFrame:

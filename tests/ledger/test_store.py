@@ -33,7 +33,12 @@ def test_attempts_and_replies(anywhere, monkeypatch):
     connection = attempt(4, reply="", status=None, error="connection_error", seconds=1, dollars=0)
     unknown = attempt(5, dollars=math.nan)  # from a model without a price
     odd = attempt(
-        6, reply="\0\r\n\",😀\ufeff\\'", sent_at=-2e9 - 1e-6, input_tokens=1 - 2**63, dollars=1e-300
+        6,
+        message="\0m",
+        reply="\0\r\n\",😀\ufeff\\'",
+        sent_at=-2e9 - 1e-6,
+        input_tokens=1 - 2**63,
+        dollars=1e-300,
     )
     for each in (first, failed, again, refused, connection, unknown, odd):
         anywhere.record(each, final=each in {first, again, refused, odd})
