@@ -306,10 +306,10 @@ def streams(max_tokens: int) -> bool:
     return bool(max_tokens > MESSAGE.nonstreaming_max_tokens)
 
 
-def listed(answer: Answer) -> list[dict[str, Any]]:
-    """Return the entries of an answer that is a list, such as one of batches."""
-    entries = dig(list, read_object(answer.content), "data") or []
-    return [entry for entry in entries if isinstance(entry, dict)]
+def listed(answer: Answer) -> list[dict[str, Any]] | None:
+    """Return the entries of an answer that is a list, such as one of batches; None where it is no list."""
+    entries = dig(list, read_object(answer.content), "data")
+    return None if entries is None else [entry for entry in entries if isinstance(entry, dict)]
 
 
 # --------------------------------------------------------------------------------------- the batch endpoints
@@ -408,7 +408,7 @@ async def account_limits(client: AsyncAnthropic, known: Limits, model: str) -> L
     async with Wire(client) as wire:
         answer = await wire.patiently("/v1/organizations/rate_limits")
     if answer.status == HTTPStatus.OK:
-        return known.updated(listed(answer), model)
+        return known.updated(listed(answer) or [], model)
     if answer.status is not None and verdict(answer).outcome in {"stop", "failed"}:
         return known.updated(None, model)  # the key may not read them
     raise unasked(answer, "limits")

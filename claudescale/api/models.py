@@ -195,7 +195,7 @@ async def _asked(client: AsyncAnthropic) -> list[dict[str, Any]]:
         answer = await wire.patiently("/v1/models", limit=1000, lifecycle=stages)
     if answer.status != HTTPStatus.OK:
         raise unasked(answer, "models")
-    return listed(answer)
+    return listed(answer) or []
 
 
 def compared(infos: Iterable[Mapping[str, Any]], at: datetime) -> pl.DataFrame:

@@ -23,7 +23,7 @@ import polars as pl
 
 from claudescale import loops
 from claudescale.api import answers, catalog
-from claudescale.api.answers import STOPPING_ERRORS, Answer, Verdict, dig, read_object, verdict
+from claudescale.api.answers import STOPPING_ERRORS, Answer, Verdict, read_object, verdict
 from claudescale.api.client import BatchWire, RenderedBody, listed
 from claudescale.api.limits import read_headers
 from claudescale.ledger.records import OPEN, Batch
@@ -451,10 +451,10 @@ class Batches:
         after: dict[str, str] = {}
         while True:  # the newest come first
             answer = await self._wire.page(limit=_PAGE, **after)
-            is_list = dig(list, read_object(answer.content), "data") is not None  # and no gateway's page
-            if not await self._is_success(lost, answer, is_readable=is_list):
-                return None
             page = listed(answer)
+            if not await self._is_success(lost, answer, is_readable=page is not None):
+                return None
+            assert page is not None
             window = batch_rules.window(lost.record, lost.lost_until, answer, self._clock.seconds())
             candidates += [
                 shown
